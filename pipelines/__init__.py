@@ -1,0 +1,4 @@
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline, CellFluxPipelineOutput
+from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
+
+__all__ = ["CellFluxPipeline", "CellFluxPipelineOutput", "CellFluxRLPipeline"]

@@ -1,0 +1,40 @@
+"""Rewards that are largest where generated cells follow the distribution of real ones."""
+
+import torch
+
+
+def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    r"""
+    Functional derivative of the energy score at each rollout.
+
+    The score of a generated distribution p against real cells, J(p) = -E|s - S| + 1/2 E|s - s'| with s, s' generated
+    and S real, is strictly proper (Gneiting & Raftery, 2007): it has one maximum, at p = real. Its derivative with
+    respect to the probability of a rollout s_i is
+
+        r_i = -mean_S |s_i - S| + mean_{j != i} |s_i - s_j|,
+
+    which at p = real is the same for every s_i: no rollout is preferred, so nothing drifts. The average cell, which
+    maximises -|s - mean| / std, gains nothing when all rollouts look like it.
+
+    Args:
+        values (`torch.Tensor` of shape `(N, D)`): Scaled statistics of each rollout; |.| is the Euclidean norm.
+        reference (`torch.Tensor` of shape `(N_groups, R, D)`): Real cells, for the group of each index.
+        groups (`torch.Tensor` of shape `(N,)`): Index into `reference` of each rollout; rollouts of one group share
+            the condition and are each other's s'.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`.
+
+    Raises:
+        ValueError: If a group has one rollout only: the second term needs another one.
+    """
+    rewards = torch.empty(len(values), dtype=values.dtype, device=values.device)
+    for group in groups.unique().tolist():
+        rows = (groups == group).nonzero()[:, 0]
+        if len(rows) < 2:
+            raise ValueError("the energy form compares rollouts of one condition: give at least two of each")
+        own = values[rows]
+        to_real = torch.cdist(own, reference[group]).mean(dim=1)
+        to_others = torch.cdist(own, own).sum(dim=1) / (len(rows) - 1)
+        rewards[rows] = to_others - to_real
+    return rewards

@@ -1,0 +1,98 @@
+"""Checkpoints that are either whole or absent, as safetensors and JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+PATTERN = re.compile(r"checkpoint-(\d+)")
+
+
+def save_checkpoint(
+    output_dir: str | Path, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
+) -> Path:
+    """
+    Write `output_dir/checkpoint-STEP` and drop all but the last `keep`.
+
+    The folder is written under another name and renamed when complete: a killed process or a full disk leaves the
+    checkpoints before it as they were.
+
+    Args:
+        tensors (`Mapping[str, dict[str, torch.Tensor]]`): One safetensors file for each entry.
+        state (`dict`): Everything else, as JSON.
+    """
+    output_dir = Path(output_dir)
+    final = output_dir / f"checkpoint-{step}"
+    partial = output_dir / f"partial-checkpoint-{step}"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, values in tensors.items():
+        # A clone for each name: safetensors refuses tensors that share memory.
+        save_file(
+            {key: value.detach().cpu().clone().contiguous() for key, value in values.items()},
+            partial / f"{name}.safetensors",
+        )
+    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+    for path in partial.iterdir():
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    for old in list_checkpoints(output_dir)[:-keep]:
+        shutil.rmtree(old)
+    return final
+
+
+def list_checkpoints(output_dir: str | Path) -> list[Path]:
+    """Complete checkpoints of a run, oldest first."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if PATTERN.fullmatch(path.name)]
+    return sorted(found, key=lambda path: int(PATTERN.fullmatch(path.name)[1]))
+
+
+def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
+    """
+    The checkpoint to resume from: `None` for a new run, `"latest"` (also `None` if there is none yet), or a folder.
+
+    Raises:
+        FileNotFoundError: If a folder is named that is not a checkpoint.
+    """
+    if resume_from_checkpoint is None:
+        return None
+    if resume_from_checkpoint == "latest":
+        return next(reversed(list_checkpoints(output_dir)), None)
+    path = Path(resume_from_checkpoint)
+    if not (path / "state.json").is_file():
+        there = [p.name for p in list_checkpoints(output_dir)] or "none"
+        raise FileNotFoundError(
+            f"{resume_from_checkpoint!r} is not a checkpoint; in {str(output_dir)!r} there: {there}"
+        )
+    return path
+
+
+def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
+    """Read back what [`save_checkpoint`] wrote: the tensors by file name, and the state."""
+    tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    return tensors, json.loads((path / "state.json").read_text())
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    """The per-parameter state of an optimizer as flat tensors, named `INDEX.KEY`."""
+    state = optimizer.state_dict()["state"]
+    return {f"{i}.{key}": torch.as_tensor(value) for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Undo [`optimizer_tensors`] in place; the parameter groups stay as they are."""
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,109 @@
+"""Images at the edges of the package (uint8, PIL, numpy, [0, 1]) and inside it (float32 in [-1, 1])."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from PIL import Image
+
+ImageBatch: TypeAlias = "torch.Tensor | np.ndarray | Image.Image | Sequence[torch.Tensor | np.ndarray | Image.Image]"
+
+
+def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.Tensor:
+    """
+    Convert images of any accepted kind to what the networks take.
+
+    Args:
+        images: One image or a batch, as
+
+            - uint8 arrays or tensors, `(C, H, W)` or `(N, C, H, W)`, in 0-255;
+            - float arrays or tensors of the same shapes, in [0, 1], or in [-1, 1] if any value is negative (as
+              diffusers reads them);
+            - PIL images in RGB, for three channels: red is the last channel (actin), blue the first (DNA), the
+              order in which they are displayed and in which CellFlux stores them;
+            - a sequence of such images of one size.
+        channel_names (`Sequence[str]`): The channels that are expected, in order.
+
+    Returns:
+        `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1].
+
+    Raises:
+        ValueError: For another type, shape, channel count or range, or for NaN, naming what was given.
+    """
+    if isinstance(images, Image.Image):
+        images = [images]
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("the list of images is empty")
+        singles = [_pil_to_array(i, channel_names) if isinstance(i, Image.Image) else i for i in images]
+        shapes = {tuple(getattr(i, "shape", ())) for i in singles}
+        if len(shapes) > 1:
+            raise ValueError(f"images in a list must have one shape, got {sorted(shapes)}")
+        images = torch.stack([_as_tensor(i) for i in singles])
+    else:
+        images = _as_tensor(images)
+    if images.ndim == 3:
+        images = images[None]
+    if images.ndim != 4 or images.shape[1] != len(channel_names):
+        hint = "; channels come before height and width" if images.shape[-1:] == (len(channel_names),) else ""
+        raise ValueError(
+            f"images must have shape (N, {len(channel_names)}, H, W) for the channels {tuple(channel_names)}, "
+            f"got {tuple(images.shape)}{hint}"
+        )
+    if images.shape[0] == 0:
+        raise ValueError("the batch of images is empty")
+    return _to_range(images)
+
+
+def _as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating):
+            raise ValueError(f"images must be uint8 or floating point, got {image.dtype}: rescale them first")
+        return torch.from_numpy(np.ascontiguousarray(image))
+    if not isinstance(image, torch.Tensor):
+        raise ValueError(f"images must be tensors, numpy arrays or PIL images, got {type(image).__name__}")
+    return image
+
+
+def _to_range(images: torch.Tensor) -> torch.Tensor:
+    if images.dtype == torch.uint8:
+        return images.float() / 127.5 - 1
+    if not images.is_floating_point():
+        raise ValueError(f"images must be uint8 or floating point, got {images.dtype}: rescale them first")
+    images = images.float()
+    low, high = float(images.amin()), float(images.amax())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        raise ValueError(f"images hold values that are not finite (NaN or infinity): minimum {low}, maximum {high}")
+    tolerance = 1e-4
+    if low < -1 - tolerance or high > 1 + tolerance:
+        raise ValueError(f"float images must lie in [0, 1] or [-1, 1], got values from {low:g} to {high:g}")
+    return images if low < 0 else 2 * images - 1
+
+
+def _pil_to_array(image: Image.Image, channel_names: Sequence[str]) -> np.ndarray:
+    if len(channel_names) != 3 or image.mode != "RGB":
+        raise ValueError(
+            f"PIL images must be RGB, and are for three channels only; got mode {image.mode!r} for the channels "
+            f"{tuple(channel_names)}: give an array of shape (C, H, W)"
+        )
+    return np.asarray(image)[..., ::-1].transpose(2, 0, 1)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Convert `(N, C, H, W)` images in [-1, 1] to uint8, rounded."""
+    return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """
+    Convert `(N, 3, H, W)` images in [-1, 1] to RGB: red is the last channel, blue the first.
+
+    Raises:
+        ValueError: If there are not three channels.
+    """
+    if images.shape[1] != 3:
+        raise ValueError(f'output_type="pil" needs three channels, there are {images.shape[1]}: use "pt" or "np"')
+    return [Image.fromarray(np.ascontiguousarray(i[::-1].transpose(1, 2, 0))) for i in to_uint8(images)]

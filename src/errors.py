@@ -1,0 +1,22 @@
+"""Error messages that name the offending value, what is allowed and the nearest match."""
+
+import difflib
+from collections.abc import Iterable
+
+
+def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ValueError:
+    """Build the `ValueError` for a `name` that is not among the `allowed` ones.
+
+    Example:
+        >>> str(unknown_name("compound", "taxoll", ["taxol", "nocodazole"]))
+        "unknown compound 'taxoll'; did you mean 'taxol'? 2 known: nocodazole, taxol"
+    """
+    allowed = sorted(str(a) for a in allowed)
+    nearest = difflib.get_close_matches(str(name).lower(), [a.lower() for a in allowed], n=1, cutoff=0.6)
+    hint = ""
+    if nearest:
+        original = next(a for a in allowed if a.lower() == nearest[0])
+        hint = f"; did you mean {original!r}?"
+    shown = ", ".join(allowed[:40]) + (", ..." if len(allowed) > 40 else "")
+    separator = " " if hint else "; "
+    return ValueError(f"unknown {kind} {name!r}{hint}{separator}{len(allowed)} known: {shown}")

@@ -1,0 +1,44 @@
+"""How much a velocity network listens to the compound."""
+
+import torch
+import torch.nn.functional as F
+
+
+@torch.no_grad()
+def condition_use(
+    model: torch.nn.Module,
+    sample: torch.Tensor,
+    time: torch.Tensor,
+    condition: torch.Tensor,
+    velocity: torch.Tensor,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """
+    Swap the compound and compare.
+
+    Unscaled fingerprints can make a network ignore the compound, with a loss that looks fine. With one compound only,
+    the swap is to "no compound" (unconditional).
+
+    Args:
+        model (`torch.nn.Module`): A velocity network as [`CellFluxUNet2DModel`].
+        sample (`torch.Tensor` of shape `(N, C, H, W)`), time (`torch.Tensor` of shape `(N,)`): Points on the paths.
+        condition (`torch.Tensor` of shape `(N, D)`): The true conditions.
+        velocity (`torch.Tensor` of shape `(N, C, H, W)`): The true velocities.
+
+    Returns:
+        `dict`: `swapped_cosine`, the mean cosine between the velocities under the true and a swapped compound (1: the
+        compound is ignored), and `swapped_loss_increase`, by what share the squared error grows (0: ignored).
+    """
+    order = torch.randperm(len(condition), generator=generator).to(condition.device)
+    changed = (condition[order] != condition).any(dim=1)
+    swapped, rows = condition[order], changed
+    if not changed.any():
+        swapped, rows = None, torch.ones_like(changed)
+    true = model(sample, time, condition, return_dict=False)[0].flatten(1)[rows]
+    other = model(sample, time, swapped, return_dict=False)[0].flatten(1)[rows]
+    target = velocity.flatten(1)[rows]
+    loss = (true - target).square().mean()
+    return {
+        "swapped_cosine": float(F.cosine_similarity(true, other).mean()),
+        "swapped_loss_increase": float((other - target).square().mean() / loss - 1),
+    }

@@ -1,0 +1,250 @@
+"""Pictures of cells and of runs: outlined crops, grids of them, training curves, and what best-of-N gains."""
+
+from __future__ import annotations
+
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure  # unlike pyplot it keeps no global state and needs no display
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+from PIL import Image, ImageDraw, ImageFont
+from skimage.segmentation import find_boundaries
+
+from cellfluxrl.data.images import to_uint8
+from cellfluxrl.errors import unknown_name
+
+NUCLEUS_COLOR = (255, 255, 255)
+CELL_COLOR = (255, 221, 51)
+
+# --------------------------------------------------------------------------------------------------------------------
+# Cells
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def outlined(
+    images: torch.Tensor, nuclei: np.ndarray | None = None, cells: np.ndarray | None = None, scale: int = 3
+) -> np.ndarray:
+    """
+    Show crops in colour, enlarged, with the outlines of their nuclei (white) and cells (yellow).
+
+    Pixels become squares of `scale` x `scale`. An outline is one display pixel wide and lies inside its object, so
+    that the outlines of touching cells run side by side.
+
+    Args:
+        images (`torch.Tensor` of shape `(N, 3, H, W)`): In [-1, 1]; DNA is shown in blue, tubulin in green, actin in
+            red.
+        nuclei (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the nuclei, 0 is background.
+        cells (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the cells, 0 is background.
+        scale (`int`, defaults to 3): Display pixels per pixel.
+
+    Returns:
+        `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
+
+    Raises:
+        ValueError: If the images have another shape, or the labels do not belong to them.
+
+    Example:
+        >>> outlined(torch.zeros(2, 3, 48, 48), scale=2).shape
+        (2, 96, 96, 3)
+    """
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (N, 3, H, W) to be shown in colour, got {tuple(images.shape)}")
+    pictures = _enlarge(to_uint8(images)[:, ::-1].transpose(0, 2, 3, 1), scale)
+    # Nuclei last: where a nucleus touches the edge of its cell, the smaller outline stays whole.
+    for name, labels, color in (("cells", cells, CELL_COLOR), ("nuclei", nuclei, NUCLEUS_COLOR)):
+        if labels is None:
+            continue
+        expected = (images.shape[0], *images.shape[2:])
+        if labels.shape != expected:
+            raise ValueError(f"{name} must have shape {expected} as the images have, got {labels.shape}")
+        for picture, label_image in zip(pictures, _enlarge(labels, scale), strict=True):
+            picture[find_boundaries(label_image, mode="inner")] = color
+    return pictures
+
+
+def _enlarge(batch: np.ndarray, scale: int) -> np.ndarray:
+    """Repeat rows and columns of `(N, H, W, ...)`."""
+    return batch.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+GRID_BACKGROUND = (20, 21, 24)  # nearly black, as the background of the crops
+GRID_TEXT = (235, 235, 235)
+GRID_SEPARATOR = 3  # px
+GRID_MARGIN = 12  # px, around the titles
+TITLE_CHARACTERS = 14  # longer titles are broken into lines
+
+
+def image_grid(rows: Mapping[str, np.ndarray], path: str | Path) -> Image.Image:
+    """
+    Put labelled rows of pictures below each other, and write a PNG.
+
+    Args:
+        rows (`Mapping[str, np.ndarray]`): By the row's title, N pictures of shape `(N, H, W, 3)`, uint8 RGB, as
+            [`outlined`] makes them; the same shape for every row.
+        path (`str` or `Path`): Of the PNG file.
+
+    Returns:
+        `PIL.Image.Image`: What was written.
+
+    Raises:
+        ValueError: If there are no pictures, or the rows do not fit below each other.
+
+    Example:
+        >>> from cellfluxrl.data.simulated import simulate_cells
+        >>> crops = simulate_cells(["DMSO", "DNA damage"])
+        >>> pictures = outlined(torch.from_numpy(crops.image) / 127.5 - 1, crops.nucleus_labels, crops.cell_labels)
+        >>> _ = image_grid({"ground truth": pictures}, "cells.png")                   # doctest: +SKIP
+    """
+    count, height, width = _common_shape(rows)
+    font = ImageFont.load_default(size=max(12, height // 7))
+    titles = [textwrap.fill(title, TITLE_CHARACTERS) for title in rows]
+    left = _widest(titles, font) + 2 * GRID_MARGIN
+    row_step, column_step = height + GRID_SEPARATOR, width + GRID_SEPARATOR
+
+    size = (left + count * column_step, len(rows) * row_step + GRID_SEPARATOR)
+    grid = Image.new("RGB", size, GRID_BACKGROUND)
+    draw = ImageDraw.Draw(grid)
+    for i, (title, pictures) in enumerate(zip(titles, rows.values(), strict=True)):
+        top = GRID_SEPARATOR + i * row_step
+        draw.text((GRID_MARGIN, top + height / 2), title, fill=GRID_TEXT, font=font, anchor="lm")
+        for j, picture in enumerate(pictures):
+            grid.paste(Image.fromarray(picture), (left + j * column_step, top))
+    grid.save(path)
+    return grid
+
+
+def _common_shape(rows: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
+    """Number, height and width of the pictures of every row."""
+    shapes = {title: pictures.shape for title, pictures in rows.items()}
+    if len(set(shapes.values())) != 1:
+        raise ValueError(f"all rows must have pictures, as many and of one size, got {shapes}")
+    shape = next(iter(shapes.values()))
+    if len(shape) != 4 or shape[0] == 0 or shape[3] != 3:
+        raise ValueError(f"a row must have shape (N, H, W, 3) with N > 0, got {shape}")
+    return shape[:3]
+
+
+def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
+    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    return max(round(draw.multiline_textbbox((0, 0), text, font=font)[2]) for text in texts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Curves
+# --------------------------------------------------------------------------------------------------------------------
+
+RL_KEYS = ("reward/combined", "reward/moa", "reward/std", "kl", "loss", "grad_norm")
+PANELS_PER_LINE = 3
+DOTS_PER_INCH = 130
+# Okabe and Ito's colours, which colour-blind readers tell apart too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+TEXT_COLOR = "#333333"
+
+
+def training_curves(
+    path: str | Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str] = RL_KEYS
+) -> None:
+    """
+    Draw what was logged during training, one small panel per key, one colour per run, and write a PNG.
+
+    The faint line is what was logged, the bold one its mean over a tenth of the run around each step.
+
+    Args:
+        path (`str` or `Path`): Of the PNG file.
+        curves (`Mapping[str, Sequence[Mapping]]`): By the run's name, the parsed lines of its `log.jsonl`. Lines
+            that lack a key are passed over in that key's panel: a run need not log everything at every step.
+        keys (`Sequence[str]`, defaults to what to look at in RL): The values to draw against `"step"`.
+
+    Raises:
+        ValueError: If no line of any run has one of the keys.
+
+    Example:
+        >>> log = [json.loads(line) for line in open("runs/demo/rl/log.jsonl")]       # doctest: +SKIP
+        >>> training_curves("curves.png", {"RL": log}, keys=["reward/combined", "kl"])  # doctest: +SKIP
+    """
+    logged = {key for log in curves.values() for line in log for key in line}
+    for key in keys:
+        if key not in logged:
+            raise unknown_name("log key", key, logged)
+    columns = min(PANELS_PER_LINE, len(keys))
+    lines = -(-len(keys) // columns)
+    figure = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained", dpi=DOTS_PER_INCH)
+    for i, key in enumerate(keys):
+        axes = _styled(figure.add_subplot(lines, columns, i + 1))
+        axes.set_title(key, fontsize=10, color=TEXT_COLOR)
+        axes.set_xlabel("step")
+        for (name, log), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
+            steps = [line["step"] for line in log if key in line]
+            values = np.array([line[key] for line in log if key in line])
+            axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
+            axes.plot(steps, _smoothed(values), color=color, linewidth=1.8, label=name)
+    if len(curves) > 1:
+        handles, names = figure.axes[0].get_legend_handles_labels()
+        figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False)
+    figure.savefig(path)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Mean of each value and its neighbours, a tenth of all values; fewer at the ends."""
+    reach = len(values) // 20
+    return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
+
+
+def best_of_n_curve(
+    path: str | Path,
+    curves: Mapping[str, Mapping[int, tuple[float, float]]],
+    real: tuple[float, float] | None = None,
+) -> None:
+    """
+    Draw the mean combined reward of the best of N candidates against N, one line per model, and write a PNG.
+
+    Args:
+        path (`str` or `Path`): Of the PNG file.
+        curves (`Mapping[str, Mapping[int, tuple[float, float]]]`): By the model's name and N, the mean and its
+            standard error.
+        real (`tuple[float, float]`, *optional*): Mean and standard error of real cells, drawn as a level that says
+            where more reward stops being biology.
+
+    Example:
+        >>> base = {1: (3.34, 0.05), 2: (3.60, 0.04), 4: (3.75, 0.03)}
+        >>> best_of_n_curve("best_of_n.png", {"base": base}, real=(3.51, 0.05))       # doctest: +SKIP
+    """
+    figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=DOTS_PER_INCH)
+    axes = _styled(figure.add_subplot())
+    for (name, curve), color, marker in zip(
+        curves.items(), itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False
+    ):
+        counts = sorted(curve)
+        means, errors = np.transpose([curve[n] for n in counts])
+        axes.errorbar(counts, means, yerr=errors, label=name, color=color, marker=marker, capsize=3)
+    if real is not None:
+        mean, error = real
+        axes.axhspan(mean - error, mean + error, color="#888888", alpha=0.25, linewidth=0)
+        axes.axhline(mean, color="#555555", linewidth=1.2, label="real cells")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_locator(FixedLocator(sorted({n for curve in curves.values() for n in curve})))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set_xlabel("N candidates for each control, the best one kept")
+    axes.set_ylabel("combined reward, mean ± standard error")
+    figure.legend(loc="outside upper left", ncols=len(curves) + 1, frameon=False)
+    figure.savefig(path)
+
+
+def _styled(axes: Axes) -> Axes:
+    """Quiet axes: the data are the darkest thing in the panel."""
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color("#999999")
+    axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=8, colors=TEXT_COLOR)
+    axes.xaxis.label.set(size=9, color=TEXT_COLOR)
+    axes.yaxis.label.set(size=9, color=TEXT_COLOR)
+    return axes

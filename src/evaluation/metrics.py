@@ -1,0 +1,90 @@
+"""Distances between generated and real cells, and their standard errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import wasserstein_distance
+
+from cellfluxrl.seeding import numpy_generator
+
+
+def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """
+    Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
+
+    Args:
+        a, b (`numpy.ndarray` of shape `(N, D)`): Features; the sets may differ in size.
+
+    Returns:
+        `float`: |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. Biased upwards for small
+        sets, so compare only sets of one size with one reference.
+
+    Example:
+        >>> x = np.random.default_rng(0).normal(size=(500, 4))
+        >>> round(frechet_distance(x, x + 1), 6)
+        4.0
+    """
+    covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    # The eigenvalues of a product of positive semidefinite matrices are real and not negative, up to rounding.
+    eigenvalues = np.linalg.eigvals(covariance_a @ covariance_b).real.clip(min=0)
+    shift = ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+    return float(shift + np.trace(covariance_a) + np.trace(covariance_b) - 2 * np.sqrt(eigenvalues).sum())
+
+
+def mean_wasserstein(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean over the columns of `(N, D)` statistics of the Wasserstein-1 distance, in standard deviations of `b`."""
+    scale = np.maximum(b.std(axis=0), 1e-6)
+    return float(np.mean([wasserstein_distance(x, y) / s for x, y, s in zip(a.T, b.T, scale, strict=True)]))
+
+
+def relative_spread(a: np.ndarray, b: np.ndarray) -> float:
+    """Root of the ratio of total variances of two sets of features: 1 if `a` is as diverse as `b`."""
+    return float(np.sqrt(a.var(axis=0).sum() / b.var(axis=0).sum()))
+
+
+def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 50, seed: int = 0) -> float:
+    """
+    Standard error of a statistic of a set under resampling of its members with replacement.
+
+    Args:
+        statistic (`Callable`): From the chosen indices, shape `(count,)`, to a number.
+        count (`int`): Members of the set.
+        resamples (`int`, defaults to 50): Number of resampled sets.
+    """
+    random = numpy_generator(seed, "bootstrap")
+    return float(np.std([statistic(random.integers(count, size=count)) for _ in range(resamples)], ddof=1))
+
+
+def image_features(images: torch.Tensor) -> torch.Tensor:
+    """
+    Hand-made features of intensity and texture, which nothing is trained on.
+
+    Args:
+        images (`torch.Tensor` of shape `(N, C, H, W)`): Images in [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(N, 8 C + C (C - 1) / 2)`: for each channel mean, standard deviation, skewness and
+        upper 5 % of the intensity, the standard deviation of three octaves of detail, and the difference between
+        centre and rim; for each pair of channels their correlation over pixels.
+    """
+    pixels = images.float().flatten(2)
+    centred = pixels - pixels.mean(dim=2, keepdim=True)
+    std = centred.square().mean(dim=2).sqrt().clamp(min=1e-3)
+    skewness = (centred / std[..., None]).pow(3).mean(dim=2)
+    octaves, coarse = [], images.float()
+    for _ in range(3):
+        smaller = F.avg_pool2d(coarse, 2)
+        detail = coarse[..., : 2 * smaller.shape[-2], : 2 * smaller.shape[-1]] - F.interpolate(smaller, scale_factor=2)
+        octaves.append(detail.flatten(2).std(dim=2))
+        coarse = smaller
+    height, width = images.shape[-2:]
+    centre = images[..., height // 4 : -(height // 4), width // 4 : -(width // 4)].float().mean(dim=(2, 3))
+    first, second = torch.triu_indices(images.shape[1], images.shape[1], offset=1)
+    scaled = centred / std[..., None]
+    correlations = (scaled[:, first] * scaled[:, second]).mean(dim=2)
+    per_channel = [pixels.mean(2), std, skewness, pixels.quantile(0.95, dim=2), *octaves, centre - pixels.mean(2)]
+    return torch.cat([*per_channel, correlations], dim=1)

@@ -1,0 +1,314 @@
+"""Reading the weights of the original CellFlux code into a `CellFluxUNet2DModel`.
+
+Three questions, in this order: which tensors does the file hold (`read_weights`), what network do they belong to
+(`complete_config`), and what is each of them called here (`convert_weights`). The original numbers its blocks through
+and holds them in sequential containers; `original_names` walks our network in the same order instead of listing names.
+"""
+
+import argparse
+import inspect
+import logging
+import math
+import os
+import pickle
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.models.unet import CellFluxUNet2DModel, Downsample, ResnetBlock, SelfAttention, Upsample
+
+logger = logging.getLogger(__name__)
+
+Weights = dict[str, torch.Tensor]
+
+# What the original calls the parts of each of our modules.
+ORIGINAL_PARTS: dict[type[nn.Module], dict[str, str]] = {
+    ResnetBlock: {
+        "in_layers.0": "norm1",
+        "in_layers.2": "conv1",
+        "emb_layers.1": "embedding_proj",
+        "out_layers.0": "norm2",
+        "out_layers.3": "conv2",
+        "skip_connection": "conv_shortcut",
+    },
+    SelfAttention: {"norm": "norm", "qkv": "to_qkv", "proj_out": "to_out"},
+    Downsample: {"op": "conv"},
+    Upsample: {"conv": "conv"},
+}
+
+# Constructor arguments of the original that have no counterpart here, with the only values this network can express.
+UNSUPPORTED_UNLESS = {"dims": 2, "num_classes": None, "with_fourier_features": False}
+# ... and those that do not change the network's output, or are dealt with apart.
+NOT_CONFIGURATION = ("use_checkpoint", "num_heads_upsample", "use_new_attention_order")
+
+# The order in which CellFlux's BBBC021 crops store the channels.
+BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
+
+
+def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = True) -> Weights:
+    """Return the network's tensors under the original's names, without prefixes.
+
+    Args:
+        source (`str`, `os.PathLike` or `Mapping`): a `.safetensors` file, a file written by `torch.save`, or what
+            such a file holds: a state dict, or a checkpoint with a state dict under `"model"`.
+        use_ema (`bool`, defaults to `True`): take the moving average where there is one: `shadow_params.N` within
+            the state dict, or under `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
+    """
+    entries = source if isinstance(source, Mapping) else _load_file(Path(source))
+    checkpoint: Mapping[str, Any] = {}
+    if isinstance(entries.get("model"), Mapping):
+        checkpoint, entries = entries, entries["model"]
+    shadow = _shadow_params(entries)
+    weights = _without_prefixes(entries)
+    if not use_ema:
+        logger.info("CellFlux checkpoint: took the raw weights, as asked")
+        return weights
+
+    ema = shadow or checkpoint.get("model_ema") or checkpoint.get("ema")
+    if not ema:
+        logger.info("CellFlux checkpoint: took the raw weights, it holds no moving average (EMA)")
+        return weights
+    logger.info("CellFlux checkpoint: took the moving average (EMA) of the weights")
+    return _ema_weights(ema, weights)
+
+
+def _load_file(path: Path) -> Mapping[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"no CellFlux checkpoint at {str(path)!r}")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        # The published checkpoints hold their command line. A Namespace is plain data; any other class is refused.
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
+        raise ValueError(f"refused to read {str(path)!r}, not a checkpoint of plain tensors: {error}") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; expected a state dict or a checkpoint")
+    return content
+
+
+def _shadow_params(entries: Mapping[str, Any]) -> list[torch.Tensor]:
+    numbered = {
+        int(match[1]): tensor
+        for name, tensor in entries.items()
+        if (match := re.search(r"(?:^|\.)shadow_params\.(\d+)$", name))
+    }
+    return [numbered[number] for number in sorted(numbered)]
+
+
+def _without_prefixes(entries: Mapping[str, Any]) -> Weights:
+    """Undo the wrappers (`module.` of DataParallel, `model.` of the EMA); what lies beside a wrapped network goes."""
+    weights = {
+        name: value
+        for name, value in entries.items()
+        if isinstance(value, torch.Tensor) and ".shadow_params." not in f".{name}"
+    }
+    beside: list[str] = []
+    while prefix := next((p for p in ("module.", "model.") if any(name.startswith(p) for name in weights)), None):
+        beside += [name for name in weights if not name.startswith(prefix)]
+        weights = {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
+    if beside:
+        logger.info("CellFlux checkpoint: left out what is not the network's: %s", _first_few(beside))
+    return weights
+
+
+def _ema_weights(ema: Any, weights: Weights) -> Weights:
+    if isinstance(ema, Mapping):
+        ema = ema.get("shadow_params") or _shadow_params(ema) or _without_prefixes(ema)
+    if isinstance(ema, Mapping):
+        return dict(ema)
+    if len(ema) != len(weights):
+        raise ValueError(
+            f"the checkpoint's EMA has {len(ema)} tensors and its network {len(weights)}; "
+            "pass use_ema=False for the raw weights"
+        )
+    # The moving average is stored without names, in the order of the network's parameters.
+    for number, (shadow, (name, raw)) in enumerate(zip(ema, weights.items(), strict=True)):
+        if shadow.shape != raw.shape:
+            raise ValueError(
+                f"shadow_params.{number} has shape {tuple(shadow.shape)}, but {name} in its place has "
+                f"{tuple(raw.shape)}: the file does not keep the network's order; "
+                "pass use_ema=False for the raw weights"
+            )
+    return dict(zip(weights, ema, strict=True))
+
+
+def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """Translate the original's constructor arguments, and infer from the weights what is not given.
+
+    Args:
+        config (`Mapping`): arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
+        weights (`dict[str, torch.Tensor]`): the tensors under the original's names.
+    """
+    own = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
+    known = list(inspect.signature(CellFluxUNet2DModel).parameters)
+    for name in own:
+        if name not in known:
+            raise unknown_name("CellFlux configuration entry", name, [*known, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION])
+    for name, supported in UNSUPPORTED_UNLESS.items():
+        if config.get(name, supported) != supported:
+            raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
+    heads_up = config.get("num_heads_upsample", -1)
+    if heads_up not in (-1, config.get("num_heads", 1)):
+        raise ValueError(f"num_heads_upsample={heads_up} is not supported; only -1, the same as num_heads, is")
+
+    complete = {**infer_config(weights), **own}
+    # The original passes over factors that its network never reaches; ours refuses them.
+    factors = [2**level for level in range(len(complete["channel_mult"]))]
+    complete["attention_resolutions"] = tuple(f for f in complete["attention_resolutions"] if f in factors)
+    if "channel_names" not in complete:
+        channels = complete["in_channels"]
+        in_order = BBBC021_CHANNEL_NAMES if channels == 3 else tuple(f"channel_{i}" for i in range(channels))
+        complete["channel_names"] = in_order
+    return complete
+
+
+def infer_config(weights: Weights) -> dict[str, Any]:
+    """Read from the names and shapes of the weights what they tell about the network's configuration."""
+
+    def shape(name: str) -> torch.Size:
+        if name not in weights:
+            raise ValueError(f"not a CellFlux network: {name!r} is missing among {_first_few(weights)}")
+        return weights[name].shape
+
+    def blocks_with(pattern: str) -> set[int]:
+        return {int(match[1]) for name in weights if (match := re.match(pattern, name))}
+
+    model_channels = shape("time_embed.0.weight")[1]
+    # A block that resamples has no parameters (pooling), one convolution, or a residual block of its own, which
+    # on the way up shares the block of the layer before it.
+    num_blocks = max(blocks_with(r"output_blocks\.(\d+)\."), default=-1) + 1
+    poolings = set(range(num_blocks)) - blocks_with(r"input_blocks\.(\d+)\.")
+    convolutions = blocks_with(r"input_blocks\.(\d+)\.0\.op\.")
+    resblocks = blocks_with(r"output_blocks\.(\d+)\.[12]\.in_layers\.")
+    num_levels = len(poolings | convolutions | resblocks) + 1
+    per_level, remainder = divmod(num_blocks, num_levels)
+    if remainder or per_level < 2:
+        raise ValueError(
+            f"not a CellFlux network: {num_blocks} output blocks do not make {num_levels} levels; "
+            f"found {_first_few(weights)}"
+        )
+
+    first_blocks = [f"input_blocks.{level * per_level + 1}" for level in range(num_levels)]
+    widths = [shape(f"{block}.0.in_layers.2.weight")[0] for block in first_blocks]
+    condition = weights.get("mol_embed_transform.weight")
+    return {
+        "in_channels": shape("input_blocks.0.0.weight")[1],
+        "out_channels": shape("out.2.weight")[0],
+        "model_channels": model_channels,
+        "num_res_blocks": per_level - 1,
+        "attention_resolutions": tuple(
+            2**level for level, block in enumerate(first_blocks) if f"{block}.1.qkv.weight" in weights
+        ),
+        "channel_mult": tuple(_multiple(width, model_channels) for width in widths),
+        "use_scale_shift_norm": shape("input_blocks.1.0.emb_layers.1.weight")[0] == 2 * widths[0],
+        "conv_resample": bool(convolutions),
+        "resblock_updown": bool(resblocks),
+        "condition_dim": None if condition is None else condition.shape[1],
+    }
+
+
+def _multiple(width: int, model_channels: int) -> float:
+    multiple = width / model_channels
+    # The network truncates multiple * model_channels, so the quotient must not be rounded down.
+    return multiple if int(multiple * model_channels) == width else math.nextafter(multiple, math.inf)
+
+
+def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attention_order: bool = True) -> Weights:
+    """Return `weights` as a state dict of `unet`.
+
+    Args:
+        weights (`dict[str, torch.Tensor]`): every tensor of the network under the original's names.
+        unet (`CellFluxUNet2DModel`): the network to fit.
+        use_new_attention_order (`bool`, defaults to `True`, as in all of CellFlux's configurations): whether the
+            original computed queries, keys and values first and split them into heads next. It did the reverse with
+            `False`; the rows are then reordered.
+    """
+    names = original_names(unet)
+    if missing := [name for name in names if name not in weights]:
+        raise ValueError(f"the checkpoint lacks {len(missing)} weights of this network: {_first_few(missing)}")
+    if unexpected := [name for name in weights if name not in names]:
+        raise ValueError(f"the checkpoint has {len(unexpected)} weights too many: {_first_few(unexpected)}")
+    expected = {name: parameter.shape for name, parameter in unet.named_parameters()}
+    for original, own in names.items():
+        if weights[original].shape != expected[own]:
+            raise ValueError(
+                f"{original} has shape {tuple(weights[original].shape)} in the checkpoint; this network needs "
+                f"{tuple(expected[own])} (its {own})"
+            )
+
+    state_dict = {own: weights[original] for original, own in names.items()}
+    if not use_new_attention_order:
+        for module_name, module in unet.named_modules():
+            if isinstance(module, SelfAttention):
+                for name in (f"{module_name}.to_qkv.weight", f"{module_name}.to_qkv.bias"):
+                    by_head = state_dict[name].unflatten(0, (module.num_heads, 3, -1))
+                    state_dict[name] = by_head.transpose(0, 1).flatten(0, 2)
+    return state_dict
+
+
+def original_names(unet: CellFluxUNet2DModel) -> dict[str, str]:
+    """Map the original's name of every parameter of `unet` to its name here, derived from the network's structure.
+
+    Example:
+        >>> unet = CellFluxUNet2DModel.from_preset("tiny")
+        >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
+        'down_blocks.0.layers.0.resnet.conv1.weight'
+    """
+    own_module_names = {module: name for name, module in unet.named_modules()}
+    names = {}
+    for original, module in _original_modules(unet):
+        parts = ORIGINAL_PARTS.get(type(module))
+        for parameter_name, _ in module.named_parameters():
+            own_part, _, leaf = parameter_name.rpartition(".")
+            original_part = "" if parts is None else next(o for o, own in parts.items() if own == own_part) + "."
+            names[f"{original}.{original_part}{leaf}"] = f"{own_module_names[module]}.{parameter_name}"
+    return names
+
+
+def _original_modules(unet: CellFluxUNet2DModel) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the original's name of each of our modules, in the order of the forward pass."""
+
+    def sequence(name: str, *modules: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:
+        present = [module for module in modules if module is not None]
+        return ((f"{name}.{position}", module) for position, module in enumerate(present))
+
+    yield "time_embed.0", unet.time_embedding.linear_1
+    yield "time_embed.2", unet.time_embedding.linear_2
+    if unet.condition_embedding is not None:
+        yield "mol_embed_transform", unet.condition_embedding
+
+    # On the way down, the first convolution, every layer and every resampler is one numbered block ...
+    number = count()
+    yield from sequence(f"input_blocks.{next(number)}", unet.conv_in)
+    for stage in unet.down_blocks:
+        for layer in stage.layers:
+            yield from sequence(f"input_blocks.{next(number)}", layer.resnet, layer.attention)
+        if stage.resampler is not None:
+            yield from sequence(f"input_blocks.{next(number)}", stage.resampler)
+
+    first, second = unet.mid_block.layers
+    yield from sequence("middle_block", first.resnet, first.attention, second.resnet)
+
+    # ... while on the way up a resampler belongs to the block of the stage's last layer.
+    number = count()
+    for stage in unet.up_blocks:
+        for layer in stage.layers:
+            resampler = stage.resampler if layer is stage.layers[-1] else None
+            yield from sequence(f"output_blocks.{next(number)}", layer.resnet, layer.attention, resampler)
+
+    yield "out.0", unet.conv_norm_out
+    yield "out.2", unet.conv_out
+
+
+def _first_few(names: Iterable[str]) -> str:
+    names = list(names)
+    return ", ".join(names[:5]) + (f", ... ({len(names)} in all)" if len(names) > 5 else "")

@@ -1,0 +1,574 @@
+"""The velocity network: a U-Net that moves a cell image along the flow from control to treated.
+
+The architecture is the ADM U-Net (Dhariwal and Nichol, 2021) as CellFlux (Zhang et al., 2025) conditions it: the
+compound's fingerprint is one linear layer, added to the embedding of time. Read from top to bottom: the presets, the
+parts (`ResnetBlock`, `SelfAttention`, `Downsample`, `Upsample`), how they stack (`UNetLayer`, `UNetStage`), the model.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from cellfluxrl.errors import unknown_name
+
+PREDICTION_TYPES = ("velocity", "target")
+
+PRESETS: dict[str, dict[str, Any]] = {
+    # The network published with CellFlux for BBBC021: 56,201,219 parameters.
+    "bbbc021": {
+        "sample_size": 96,
+        "model_channels": 128,
+        "channel_mult": (2, 2, 2),
+        "num_res_blocks": 4,
+        "attention_resolutions": (2,),
+        "dropout": 0.3,
+    },
+    # Trains on a CPU: 48 px images in 2x2 patches, attention on the 6x6 map.
+    "small": {
+        "sample_size": 48,
+        "patch_size": 2,
+        "model_channels": 48,
+        "channel_mult": (1, 1.5, 2),
+        "num_res_blocks": 1,
+        "attention_resolutions": (4,),
+        "dropout": 0.0,
+        "norm_num_groups": 8,
+        "prediction_type": "target",
+    },
+    # For tests: every kind of layer, no quality.
+    "tiny": {
+        "sample_size": 16,
+        "patch_size": 2,
+        "model_channels": 16,
+        "channel_mult": (1, 1),
+        "num_res_blocks": 1,
+        "attention_resolutions": (2,),
+        "dropout": 0.0,
+        "norm_num_groups": 8,
+        "prediction_type": "target",
+    },
+}
+
+
+def preset_config(name: str) -> dict[str, Any]:
+    """Return a copy of the configuration of a preset, one of `PRESETS`."""
+    if name not in PRESETS:
+        raise unknown_name("preset", name, PRESETS)
+    return dict(PRESETS[name])
+
+
+@dataclass
+class CellFluxUNet2DOutput(BaseOutput):
+    """The output of [`CellFluxUNet2DModel`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(N, C, H, W)`): the velocity dx/dt, in the units of the images.
+    """
+
+    sample: torch.Tensor
+
+
+def zero_init(module: nn.Module) -> nn.Module:
+    """Zero a layer's parameters, so that its residual branch (or the whole network) starts as the identity (or 0)."""
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return module
+
+
+class Downsample(nn.Module):
+    """Halve height and width: by a strided convolution with `use_conv`, else by averaging 2x2 pixels."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
+        return F.avg_pool2d(hidden, 2) if self.conv is None else self.conv(hidden)
+
+
+class Upsample(nn.Module):
+    """Double height and width by repeating pixels, followed by a convolution with `use_conv`."""
+
+    def __init__(self, channels: int, use_conv: bool):
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
+        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
+        hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
+        return hidden if self.conv is None else self.conv(hidden)
+
+
+class ResnetBlock(nn.Module):
+    """Two convolutions with a shortcut; the embedding of time and condition enters between them.
+
+    Args:
+        in_channels, out_channels (`int`): channels before and after.
+        embedding_dim (`int`): width of the embedding.
+        dropout (`float`): dropout probability before the second convolution.
+        use_scale_shift_norm (`bool`): the embedding scales and shifts the second normalization (FiLM) instead of
+            being added before it.
+        norm_num_groups (`int`): groups of the group normalizations.
+        resampler (`Downsample` or `Upsample`, *optional*): applied to both the branch and the shortcut.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_dim: int,
+        dropout: float,
+        use_scale_shift_norm: bool,
+        norm_num_groups: int,
+        resampler: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.use_scale_shift_norm = use_scale_shift_norm
+        self.resampler = resampler
+        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.embedding_proj = nn.Linear(embedding_dim, 2 * out_channels if use_scale_shift_norm else out_channels)
+        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Map `hidden` (N, in_channels, H, W) and `embedding` (N, E) to (N, out_channels, H', W')."""
+        shortcut = hidden
+        hidden = F.silu(self.norm1(hidden))
+        if self.resampler is not None:
+            hidden, shortcut = self.resampler(hidden), self.resampler(shortcut)
+        hidden = self.conv1(hidden)
+
+        modulation = self.embedding_proj(F.silu(embedding))[:, :, None, None]
+        if self.use_scale_shift_norm:
+            scale, shift = modulation.chunk(2, dim=1)
+            hidden = self.norm2(hidden) * (1 + scale) + shift
+        else:
+            hidden = self.norm2(hidden + modulation)
+        hidden = self.conv2(self.dropout(F.silu(hidden)))
+
+        if self.conv_shortcut is not None:
+            shortcut = self.conv_shortcut(shortcut)
+        return shortcut + hidden
+
+
+class SelfAttention(nn.Module):
+    """Every pixel of a feature map attends to every other one; residual.
+
+    Args:
+        channels (`int`): channels of the feature map.
+        num_heads (`int`): attention heads; divides `channels`.
+        norm_num_groups (`int`): groups of the group normalization.
+    """
+
+    def __init__(self, channels: int, num_heads: int, norm_num_groups: int):
+        super().__init__()
+        self.num_heads = num_heads
+        self.norm = nn.GroupNorm(norm_num_groups, channels)
+        self.to_qkv = nn.Conv1d(channels, 3 * channels, 1)
+        self.to_out = zero_init(nn.Conv1d(channels, channels, 1))
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Map `hidden` (N, C, H, W) to the same shape."""
+        pixels = hidden.flatten(2)
+        # Rows of `to_qkv` are ordered (query, key, value) x head x channel: ADM's "new attention order".
+        qkv = self.to_qkv(self.norm(pixels)).unflatten(1, (3, self.num_heads, -1))
+        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        attended = F.scaled_dot_product_attention(query, key, value)
+        attended = attended.transpose(-1, -2).flatten(1, 2)
+        return hidden + self.to_out(attended).view_as(hidden)
+
+
+class UNetLayer(nn.Module):
+    """A residual block, followed by self-attention at the resolutions that have it."""
+
+    def __init__(self, resnet: ResnetBlock, attention: SelfAttention | None):
+        super().__init__()
+        self.resnet = resnet
+        self.attention = attention
+
+    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        """Map `hidden` (N, C, H, W) and `embedding` (N, E) to (N, C', H, W)."""
+        hidden = self.resnet(hidden, embedding)
+        return hidden if self.attention is None else self.attention(hidden)
+
+
+class UNetStage(nn.Module):
+    """The layers of one resolution, and what leads to the next one.
+
+    It only holds them: the skip connections run from stage to stage, so `CellFluxUNet2DModel.predict` runs the layers.
+    """
+
+    def __init__(self, layers: list[UNetLayer], resampler: nn.Module | None = None):
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.resampler = resampler
+
+
+class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
+    r"""A U-Net that predicts the velocity of a cell image on its way from control (t = 0) to treated (t = 1).
+
+    This model inherits from [`~diffusers.ModelMixin`] and [`~diffusers.ConfigMixin`]: it saves, loads and pushes to
+    the Hub like every diffusers model. With the default configuration it is the network that CellFlux published for
+    BBBC021.
+
+    Args:
+        sample_size (`int`, defaults to 96): height and width of the training images in pixels; the network itself is
+            fully convolutional and takes any size divisible by `patch_size * 2 ** (len(channel_mult) - 1)`.
+        in_channels (`int`, defaults to 3): image channels.
+        out_channels (`int`, defaults to 3): channels of the velocity; equal to `in_channels`.
+        model_channels (`int`, defaults to 128): base width; also the width of the sinusoid of time.
+        num_res_blocks (`int`, defaults to 4): residual blocks per resolution on the way down (one more on the way up).
+        attention_resolutions (`tuple[int]`, defaults to `(2,)`): downsampling factors, counted after `patch_size`,
+            at which every residual block is followed by attention. The middle block always has it.
+        channel_mult (`tuple[float]`, defaults to `(2, 2, 2)`): widths of the resolutions as multiples of
+            `model_channels`; its length is the number of resolutions.
+        num_heads (`int`, defaults to 1): attention heads, unless `num_head_channels` is given.
+        num_head_channels (`int`, defaults to -1): channels per attention head; -1 follows `num_heads`.
+        dropout (`float`, defaults to 0.3): dropout probability inside the residual blocks, in [0, 1].
+        use_scale_shift_norm (`bool`, defaults to `True`): time and condition scale and shift the normalizations
+            instead of being added to the feature maps.
+        conv_resample (`bool`, defaults to `False`): resample with learned convolutions.
+        resblock_updown (`bool`, defaults to `False`): resample inside residual blocks; overrides `conv_resample`.
+        condition_dim (`int` or `None`, defaults to 1024): width of the condition, for instance of the compound's
+            fingerprint; `None` for an unconditional network.
+        channel_names (`tuple[str]`, defaults to `("dna", "tubulin", "actin")`): what the channels show, in order.
+        patch_size (`int`, defaults to 1): the network runs on `patch_size` x `patch_size` patches folded into
+            channels, hence at 1 / `patch_size` of the resolution.
+        prediction_type (`str`, defaults to `"velocity"`): what the last layer predicts, `"velocity"` or `"target"`
+            (the treated image x1). `forward` returns a velocity in both cases.
+        min_time_remaining (`float`, defaults to 0.1): with `"target"`, 1 - t is taken to be at least this much when
+            the target is turned into a velocity; in (0, 1].
+        norm_num_groups (`int`, defaults to 32): groups of the group normalizations; divides every width.
+
+    Example:
+        >>> import torch
+        >>> from cellfluxrl.models.unet import CellFluxUNet2DModel
+        >>> unet = CellFluxUNet2DModel.from_preset("tiny", condition_dim=8)
+        >>> velocity = unet(torch.randn(2, 3, 16, 16), 0.5, torch.randn(2, 8)).sample
+        >>> velocity.shape
+        torch.Size([2, 3, 16, 16])
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 96,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        model_channels: int = 128,
+        num_res_blocks: int = 4,
+        attention_resolutions: tuple[int, ...] = (2,),
+        channel_mult: tuple[float, ...] = (2, 2, 2),
+        num_heads: int = 1,
+        num_head_channels: int = -1,
+        dropout: float = 0.3,
+        use_scale_shift_norm: bool = True,
+        conv_resample: bool = False,
+        resblock_updown: bool = False,
+        condition_dim: int | None = 1024,
+        channel_names: tuple[str, ...] = ("dna", "tubulin", "actin"),
+        patch_size: int = 1,
+        prediction_type: str = "velocity",
+        min_time_remaining: float = 0.1,
+        norm_num_groups: int = 32,
+    ):
+        super().__init__()
+        self.gradient_checkpointing = False
+        widths = [int(mult * model_channels) for mult in channel_mult]
+        self._check_config(widths)
+        embedding_dim = 4 * model_channels
+        patch_area = patch_size**2
+
+        # 1. Time and condition become one embedding.
+        self.time_proj = Timesteps(model_channels, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(model_channels, embedding_dim)
+        self.condition_embedding = None if condition_dim is None else nn.Linear(condition_dim, embedding_dim)
+
+        # 2. Down: remember the width of every feature map that a skip connection will bring to the way up.
+        self.conv_in = nn.Conv2d(in_channels * patch_area, widths[0], 3, padding=1)
+        width, skip_widths = widths[0], [widths[0]]
+        self.down_blocks = nn.ModuleList()
+        for level, level_width in enumerate(widths):
+            layers = []
+            for _ in range(num_res_blocks):
+                layers.append(self._layer(width, level_width, attention=2**level in attention_resolutions))
+                width = level_width
+                skip_widths.append(width)
+            resampler = None
+            if level < len(widths) - 1:
+                resampler = self._resampler(Downsample, width)
+                skip_widths.append(width)
+            self.down_blocks.append(UNetStage(layers, resampler))
+
+        # 3. Middle.
+        self.mid_block = UNetStage([self._layer(width, width, True), self._layer(width, width, False)])
+
+        # 4. Up: the mirror image, where every layer takes one skip connection.
+        self.up_blocks = nn.ModuleList()
+        for level, level_width in reversed(list(enumerate(widths))):
+            layers = []
+            for _ in range(num_res_blocks + 1):
+                in_width = width + skip_widths.pop()
+                layers.append(self._layer(in_width, level_width, attention=2**level in attention_resolutions))
+                width = level_width
+            self.up_blocks.append(UNetStage(layers, self._resampler(Upsample, width) if level > 0 else None))
+
+        # 5. Out.
+        self.conv_norm_out = nn.GroupNorm(norm_num_groups, width)
+        self.conv_out = zero_init(nn.Conv2d(width, out_channels * patch_area, 3, padding=1))
+
+    def _check_config(self, widths: list[int]) -> None:
+        config = self.config
+        if config.out_channels != config.in_channels:
+            raise ValueError(
+                f"out_channels is {config.out_channels} and in_channels is {config.in_channels}: "
+                "a velocity has the channels of the image, so they must be equal"
+            )
+        if len(config.channel_names) != config.in_channels:
+            raise ValueError(
+                f"channel_names {tuple(config.channel_names)} names {len(config.channel_names)} channels, "
+                f"but in_channels is {config.in_channels}"
+            )
+        if config.prediction_type not in PREDICTION_TYPES:
+            raise unknown_name("prediction_type", config.prediction_type, PREDICTION_TYPES)
+        if not 0 < config.min_time_remaining <= 1:
+            raise ValueError(f"min_time_remaining must be in (0, 1], got {config.min_time_remaining}")
+        for width in widths:
+            if width < 1 or width % config.norm_num_groups:
+                raise ValueError(
+                    f"norm_num_groups {config.norm_num_groups} does not divide a width of {width} channels; "
+                    f"the widths are {widths} (channel_mult x model_channels)"
+                )
+        factors = [2**level for level in range(len(widths))]
+        absent = [factor for factor in config.attention_resolutions if factor not in factors]
+        if absent:
+            raise ValueError(
+                f"attention_resolutions {absent} never occur: with {len(widths)} resolutions in channel_mult, "
+                f"the downsampling factors are {factors}"
+            )
+
+    def _layer(self, in_width: int, out_width: int, attention: bool) -> UNetLayer:
+        return UNetLayer(
+            self._resnet(in_width, out_width),
+            SelfAttention(out_width, self._num_heads(out_width), self.config.norm_num_groups) if attention else None,
+        )
+
+    def _resnet(self, in_width: int, out_width: int, resampler: nn.Module | None = None) -> ResnetBlock:
+        config = self.config
+        return ResnetBlock(
+            in_width,
+            out_width,
+            embedding_dim=4 * config.model_channels,
+            dropout=config.dropout,
+            use_scale_shift_norm=config.use_scale_shift_norm,
+            norm_num_groups=config.norm_num_groups,
+            resampler=resampler,
+        )
+
+    def _resampler(self, kind: type[Downsample] | type[Upsample], width: int) -> nn.Module:
+        if self.config.resblock_updown:
+            return self._resnet(width, width, resampler=kind(width, use_conv=False))
+        return kind(width, use_conv=self.config.conv_resample)
+
+    def _num_heads(self, width: int) -> int:
+        name = "num_heads" if self.config.num_head_channels == -1 else "num_head_channels"
+        value = self.config[name]
+        if value < 1 or width % value:
+            raise ValueError(f"{name} {value} does not divide a width of {width} channels that has attention")
+        return value if name == "num_heads" else width // value
+
+    @classmethod
+    def from_preset(cls, name: str, **overrides: Any) -> "CellFluxUNet2DModel":
+        """Build a network with random weights from one of `PRESETS`.
+
+        Args:
+            name (`str`): `"bbbc021"` (56,201,219 parameters, as published), `"small"` (2.3 M, trains on a CPU) or
+                `"tiny"` (0.1 M, for tests).
+            **overrides: configuration values that differ from the preset's.
+
+        Example:
+            >>> unet = CellFluxUNet2DModel.from_preset("small", dropout=0.1)
+        """
+        return cls(**{**preset_config(name), **overrides})
+
+    @classmethod
+    def from_cellflux_checkpoint(
+        cls,
+        path_or_state_dict: str | os.PathLike | Mapping[str, Any],
+        config: Mapping[str, Any] | str | None = None,
+        use_ema: bool = True,
+    ) -> "CellFluxUNet2DModel":
+        """Load the weights of the original CellFlux code. Nothing is unpickled beyond tensors and plain values.
+
+        Args:
+            path_or_state_dict (`str`, `os.PathLike` or `Mapping`): a `.safetensors` file, a checkpoint written by
+                `torch.save` (`.pth`), or a dictionary of tensors under the original's names, with or without
+                `module.` and `model.` in front.
+            config (`Mapping` or `str`, *optional*): the original's constructor arguments, this model's own, or the
+                name of a preset; what it leaves out is inferred from the shapes of the weights. Not visible in the
+                shapes, so taken from this model's defaults: `num_heads` (1), `dropout` and `sample_size`.
+                `channel_names` defaults to the order of the original's images: actin, tubulin, dna for 3 channels,
+                else `channel_0`, `channel_1`, ...
+            use_ema (`bool`, defaults to `True`): take the exponential moving average of the weights where the
+                checkpoint has one.
+
+        Returns:
+            `CellFluxUNet2DModel`: the network, in evaluation mode.
+
+        Example:
+            >>> unet = CellFluxUNet2DModel.from_cellflux_checkpoint("checkpoint.pth")  # doctest: +SKIP
+        """
+        # Imported here because that module describes this one's classes.
+        from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
+
+        weights = read_weights(path_or_state_dict, use_ema=use_ema)
+        given = preset_config(config) if isinstance(config, str) else dict(config or {})
+        unet = cls(**complete_config(given, weights))
+        new_order = given.get("use_new_attention_order", True)
+        unet.load_state_dict(convert_weights(weights, unet, use_new_attention_order=new_order))
+        return unet.eval()
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: float | torch.Tensor,
+        condition: torch.Tensor | None = None,
+        condition_mask: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> CellFluxUNet2DOutput | tuple[torch.Tensor]:
+        """Predict the velocity dx/dt at `sample`.
+
+        Args:
+            sample (`torch.Tensor` of shape `(N, C, H, W)`): images x_t, in [-1, 1] at both ends of the flow.
+            timestep (`float` or `torch.Tensor` of shape `()` or `(N,)`): t in [0, 1]; 0 = control, 1 = treated.
+            condition (`torch.Tensor` of shape `(N, condition_dim)`, *optional*): for instance Morgan counts; `None`
+                for the unconditional velocity.
+            condition_mask (`torch.Tensor` of shape `(N,)`, bool, *optional*): rows with `False` are unconditional,
+                so that condition dropout and guidance run in one forward pass.
+            return_dict (`bool`, defaults to `True`): return a [`CellFluxUNet2DOutput`] instead of a tuple.
+
+        Returns:
+            [`CellFluxUNet2DOutput`] or `tuple`: the velocity `(N, C, H, W)`, in the dtype of `sample`.
+        """
+        velocity = self.predict(sample, timestep, condition, condition_mask)
+        if self.config.prediction_type == "target":
+            time_remaining = 1 - self._expand_time(timestep, sample)[:, None, None, None]
+            velocity = (velocity - sample) / time_remaining.clamp(min=self.config.min_time_remaining)
+            velocity = velocity.to(sample.dtype)
+        return CellFluxUNet2DOutput(sample=velocity) if return_dict else (velocity,)
+
+    def predict(
+        self,
+        sample: torch.Tensor,
+        timestep: float | torch.Tensor,
+        condition: torch.Tensor | None = None,
+        condition_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Return the network's own output `(N, C, H, W)`: the velocity or, with `"target"`, the treated image.
+
+        The arguments are those of `forward`. Pretraining takes its loss on this output.
+        """
+        self._check_inputs(sample, condition, condition_mask)
+
+        # 1. One embedding of time and condition.
+        embedding = self.time_proj(self._expand_time(timestep, sample))
+        embedding = self.time_embedding(embedding.to(self.dtype))
+        if condition is not None:
+            condition = self.condition_embedding(condition.to(self.dtype))
+            if condition_mask is not None:
+                condition = torch.where(condition_mask[:, None], condition, 0)
+            embedding = embedding + condition
+
+        # 2. Down, keeping every feature map for the way up.
+        hidden = self.conv_in(F.pixel_unshuffle(sample.to(self.dtype), self.config.patch_size))
+        skips = [hidden]
+        for stage in self.down_blocks:
+            for layer in stage.layers:
+                hidden = self._run(layer, hidden, embedding)
+                skips.append(hidden)
+            if stage.resampler is not None:
+                hidden = stage.resampler(hidden, embedding)
+                skips.append(hidden)
+
+        # 3. Middle.
+        for layer in self.mid_block.layers:
+            hidden = self._run(layer, hidden, embedding)
+
+        # 4. Up.
+        for stage in self.up_blocks:
+            for layer in stage.layers:
+                hidden = self._run(layer, torch.cat([hidden, skips.pop()], dim=1), embedding)
+            if stage.resampler is not None:
+                hidden = stage.resampler(hidden, embedding)
+
+        # 5. Out.
+        hidden = self.conv_out(F.silu(self.conv_norm_out(hidden)))
+        return F.pixel_shuffle(hidden, self.config.patch_size).to(sample.dtype)
+
+    def _run(self, layer: UNetLayer, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(layer, hidden, embedding)
+        return layer(hidden, embedding)
+
+    @staticmethod
+    def _expand_time(timestep: float | torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        # float32 whatever the network's dtype: bfloat16 has fewer than 256 values of t between 0.5 and 1.
+        time = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
+        if time.ndim > 1 or (time.ndim == 1 and len(time) != len(sample)):
+            raise ValueError(
+                f"timestep has shape {tuple(time.shape)}; expected a number or shape ({len(sample)},), one t per image"
+            )
+        return time.expand(len(sample))
+
+    def _check_inputs(
+        self, sample: torch.Tensor, condition: torch.Tensor | None, condition_mask: torch.Tensor | None
+    ) -> None:
+        channels, condition_dim = self.config.in_channels, self.config.condition_dim
+        if not sample.is_floating_point():
+            raise ValueError(f"sample has dtype {sample.dtype}; expected floating point images in [-1, 1]")
+        if sample.ndim != 4 or sample.shape[1] != channels:
+            raise ValueError(
+                f"sample has shape {tuple(sample.shape)}; expected (N, {channels}, H, W) "
+                f"with the channels {tuple(self.config.channel_names)}"
+            )
+        divisor = self.config.patch_size * 2 ** (len(self.config.channel_mult) - 1)
+        if sample.shape[2] % divisor or sample.shape[3] % divisor:
+            raise ValueError(
+                f"sample is {sample.shape[2]}x{sample.shape[3]} pixels; both must be multiples of {divisor}"
+            )
+        if condition is None:
+            if condition_mask is not None:
+                raise ValueError("condition_mask was given without a condition")
+            return
+        if condition_dim is None:
+            raise ValueError(
+                f"a condition of shape {tuple(condition.shape)} was given, but this network is unconditional "
+                "(condition_dim is None)"
+            )
+        if condition.shape != (len(sample), condition_dim):
+            raise ValueError(
+                f"condition has shape {tuple(condition.shape)}; expected ({len(sample)}, {condition_dim}): "
+                "one row per image, condition_dim wide"
+            )
+        if condition_mask is not None and (
+            condition_mask.dtype != torch.bool or condition_mask.shape != (len(sample),)
+        ):
+            raise ValueError(
+                f"condition_mask has shape {tuple(condition_mask.shape)} and dtype {condition_mask.dtype}; "
+                f"expected ({len(sample)},) and torch.bool"
+            )

@@ -1,0 +1,3 @@
+from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler, CellFluxFlowMatchSchedulerOutput
+
+__all__ = ["CellFluxFlowMatchScheduler", "CellFluxFlowMatchSchedulerOutput"]

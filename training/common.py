@@ -1,0 +1,129 @@
+"""What the three training scripts share: the data, the accelerator, the log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import datasets
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from cellfluxrl.arguments import SharedArguments
+from cellfluxrl.data.bbbc021 import BBBC021
+from cellfluxrl.data.simulated_cells import SimulatedCells
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
+
+logger = logging.getLogger(__name__)
+
+
+def load_cells(args: SharedArguments) -> datasets.DatasetDict:
+    """
+    Build, or read from the cache in `output_dir/data`, the data set that the arguments name.
+
+    Returns:
+        `datasets.DatasetDict`: Splits `train` and `test`.
+    """
+    cache = str(Path(args.output_dir) / "data")
+    if args.dataset_name == "simulated":
+        builder = SimulatedCells(
+            cache_dir=cache,
+            image_size=args.image_size,
+            cells_per_moa=args.simulated_cells_per_moa,
+            controls_per_plate=args.simulated_cells_per_moa,
+            seed=args.seed,
+        )
+    elif args.dataset_name == "bbbc021":
+        test_plates = tuple(args.test_plates) if args.test_plates else None
+        builder = BBBC021(
+            config_name="crops",
+            data_dir=args.data_dir,
+            cache_dir=cache,
+            image_size=args.image_size,
+            test_plates=test_plates,
+        )
+    else:
+        raise unknown_name("dataset_name", args.dataset_name, ("simulated", "bbbc021"))
+    builder.download_and_prepare()
+    splits = builder.as_dataset()
+    if "test" not in splits:
+        raise ValueError(f"{args.data_dir!r} has fewer than two treated plates: name the held-out ones in test_plates")
+    return splits
+
+
+def encoder_of(cells: datasets.DatasetDict) -> CompoundEncoder:
+    """A compound encoder that knows every compound of the data set."""
+    columns = ["compound", "smiles", "moa"]
+    tables = [split.select_columns(columns).to_pandas().drop_duplicates() for split in cells.values()]
+    return encoder_for([tuple(row) for table in tables for row in table[columns].itertuples(index=False)])
+
+
+def make_accelerator(args: SharedArguments) -> Accelerator:
+    """
+    Set up the processes, on the CPU where there is no GPU, and seed them.
+
+    Raises:
+        RuntimeError: If more processes were asked for than were started.
+    """
+    cpu = args.cpu or not torch.accelerator.is_available()
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
+    )
+    _check_process_count(accelerator.num_processes)
+    set_seed(args.seed)
+    if args.report_to:
+        accelerator.init_trackers("cellfluxrl")
+    return accelerator
+
+
+def _check_process_count(started: int) -> None:
+    # `accelerate launch --cpu --num_processes 2` silently starts one process; nothing in the environment tells.
+    for process in psutil.Process().parents()[:2]:
+        command = process.cmdline()
+        if "launch" not in command or not any("accelerate" in part for part in command):
+            continue
+        for i, part in enumerate(command):
+            value = part.partition("=")[2] or (command[i + 1] if i + 1 < len(command) else "")
+            if (
+                part.split("=")[0] in ("--num_processes", "--num-processes")
+                and value.isdigit()
+                and int(value) > started
+            ):
+                raise RuntimeError(
+                    f"accelerate was asked for {value} processes and started {started}; on the CPU use "
+                    f"accelerate launch --multi_gpu --num_processes {value} SCRIPT --cpu"
+                )
+
+
+class Log:
+    """
+    Appends one JSON line a step to `output_dir/log.jsonl`, and to the trackers of the accelerator.
+
+    On resume the lines of steps that will be run again are dropped.
+    """
+
+    def __init__(self, accelerator: Accelerator, output_dir: str | Path, first_step: int = 0):
+        self.accelerator = accelerator
+        self.path = Path(output_dir) / "log.jsonl"
+        self.start = time.perf_counter()
+        if accelerator.is_main_process:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            kept = []
+            if first_step and self.path.is_file():
+                kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] < first_step]
+            self.path.write_text("".join(line + "\n" for line in kept))
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """Log the values of one step."""
+        if self.accelerator.is_main_process:
+            row = {"step": step, "seconds": round(time.perf_counter() - self.start, 3), **values}
+            with open(self.path, "a") as file:
+                file.write(json.dumps(row) + "\n")
+        if self.accelerator.trackers:
+            self.accelerator.log(values, step=step)

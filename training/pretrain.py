@@ -1,0 +1,246 @@
+"""Pretrain the velocity network by flow matching from control to treated cells.
+
+    accelerate launch training/pretrain.py --config training/configs/simulated.yaml
+    accelerate launch -m cellfluxrl.training.pretrain --dataset_name bbbc021 --data_dir crops --output_dir runs/base
+
+Writes a pipeline that `CellFluxPipeline.from_pretrained` loads (EMA weights), checkpoints, and log.jsonl.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import datasets
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_cosine_schedule_with_warmup
+from tqdm import tqdm
+
+from cellfluxrl.arguments import SharedArguments, option, parse_arguments
+from cellfluxrl.averaging import frozen_copy, update_average
+from cellfluxrl.checkpoints import (
+    find_checkpoint,
+    load_checkpoint,
+    optimizer_tensors,
+    restore_optimizer,
+    save_checkpoint,
+)
+from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch
+from cellfluxrl.evaluation.condition_use import condition_use
+from cellfluxrl.models.unet import CellFluxUNet2DModel
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
+from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
+from cellfluxrl.seeding import seeded_generator
+from cellfluxrl.training.common import Log, encoder_of, load_cells, make_accelerator
+
+
+@dataclass
+class PretrainArguments(SharedArguments):
+    preset: str = option("small", "preset of CellFluxUNet2DModel")
+    pretrained_model_name_or_path: str | None = option(None, "a pipeline to go on from, instead of a new network")
+    train_batch_size: int = option(32, "pairs a step and process")
+    max_train_steps: int = option(1000, "optimisation steps")
+    learning_rate: float = option(1e-3, "peak rate; it falls to zero along a cosine")
+    lr_warmup_steps: int = option(50, "steps over which the rate rises from zero")
+    weight_decay: float = option(0.01, "of AdamW")
+    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
+    ema_decay: float = option(0.99, "decay of the averaged weights, which are what is saved")
+    condition_dropout: float = option(0.2, "probability, per sample, of training without the compound")
+    source_noise: str = option("band_limited", "'white' as CellFlux, or 'band_limited'")
+    source_noise_scale: float = option(0.7, "standard deviation of the source noise, images being in [-1, 1]")
+    source_noise_probability: float = option(
+        1.0, "probability, per sample, that the control gets noise (CellFlux: 0.5)"
+    )
+    solver: str = option("midpoint", "of the saved pipeline: 'euler', 'midpoint' or 'heun'")
+    time_grid: str = option("uniform", "of the saved pipeline: 'uniform' or 'edm'")
+    log_steps: int = option(10, "steps between lines of log.jsonl")
+    checkpointing_steps: int = option(500, "steps between checkpoints")
+    checkpoints_total_limit: int = option(2, "checkpoints that are kept")
+    resume_from_checkpoint: str | None = option(None, "'latest', or the folder of a checkpoint")
+
+
+@dataclass(frozen=True)
+class FlowBatch:
+    """Points on the paths from control to treated: x_t at time t, with velocity target - source."""
+
+    sample: torch.Tensor
+    time: torch.Tensor
+    source: torch.Tensor
+    target: torch.Tensor
+    condition: torch.Tensor
+    condition_mask: torch.Tensor
+
+    def to(self, device: torch.device, rows: slice = slice(None)) -> FlowBatch:
+        return FlowBatch(**{name: value[rows].to(device) for name, value in vars(self).items()})
+
+
+def draw_times(count: int, generator: torch.Generator) -> torch.Tensor:
+    """Training times t = sigmoid(N(1.2, 1.2)), mean 0.72, as CellFlux draws them."""
+    return torch.sigmoid(1.2 + 1.2 * torch.randn(count, generator=generator))
+
+
+def draw_flow_batch(
+    pairs: PairBatch,
+    condition: torch.Tensor,
+    scheduler: CellFluxFlowMatchScheduler,
+    generator: torch.Generator,
+    source_noise_probability: float = 1.0,
+    condition_dropout: float = 0.0,
+) -> FlowBatch:
+    """Draw noise, time and condition dropout for each pair: all of them per sample."""
+    count = len(pairs.control)
+    noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
+    noisy = torch.rand(count, generator=generator) < source_noise_probability
+    source = pairs.control + noise * noisy[:, None, None, None]
+    time = draw_times(count, generator)
+    t = time[:, None, None, None]
+    mask = torch.rand(count, generator=generator) >= condition_dropout
+    return FlowBatch((1 - t) * source + t * pairs.treated, time, source, pairs.treated, condition, mask)
+
+
+def flow_matching_loss(model: torch.nn.Module, batch: FlowBatch, prediction_type: str) -> torch.Tensor:
+    """Mean squared error of the velocity, or of the treated sample for a network that predicts it; shape (N,)."""
+    velocity = model(batch.sample, batch.time, batch.condition, batch.condition_mask, return_dict=False)[0].float()
+    error = velocity - (batch.target - batch.source)
+    if prediction_type == "target":
+        remaining = (1 - batch.time).clamp(min=0.1)[:, None, None, None]
+        error = batch.sample + remaining * velocity - batch.target
+    return error.square().flatten(1).mean(1)
+
+
+def build_model(args: PretrainArguments, channel_names: tuple[str, ...]) -> CellFluxUNet2DModel:
+    if args.pretrained_model_name_or_path:
+        pipeline = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
+        if tuple(pipeline.unet.config.channel_names) != channel_names:
+            raise ValueError(
+                f"{args.pretrained_model_name_or_path} has channels {tuple(pipeline.unet.config.channel_names)}, "
+                f"the data set {channel_names}"
+            )
+        return pipeline.unet
+    return CellFluxUNet2DModel.from_preset(
+        args.preset,
+        sample_size=args.image_size,
+        in_channels=len(channel_names),
+        out_channels=len(channel_names),
+        channel_names=list(channel_names),
+    )
+
+
+def train(
+    args: PretrainArguments, accelerator: Accelerator, cells: datasets.DatasetDict | None = None
+) -> CellFluxPipeline:
+    """Run the pretraining and return the pipeline that was saved to `args.output_dir`."""
+    cells = cells or load_cells(args)
+    encoder = encoder_of(cells)
+    pairs = ControlTreatedPairs(cells["train"])
+    conditions = encoder.encode(pairs.conditions["compound"].tolist())
+    scheduler = CellFluxFlowMatchScheduler(
+        solver=args.solver,
+        time_grid=args.time_grid,
+        source_noise=args.source_noise,
+        source_noise_scale=args.source_noise_scale,
+    )
+
+    # 1. Model, average, optimiser; resume
+    torch.manual_seed(args.seed)
+    unet = build_model(args, pairs.channel_names)
+    average = frozen_copy(unet).to(accelerator.device)
+    optimizer = torch.optim.AdamW(
+        unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=args.weight_decay
+    )
+    schedule = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
+    model, optimizer = accelerator.prepare(unet, optimizer)
+    first_step = 0
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint:
+        tensors, state = load_checkpoint(checkpoint)
+        unet.load_state_dict(tensors["model"])
+        average.load_state_dict(tensors["average"])
+        restore_optimizer(optimizer.optimizer, tensors["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first_step = state["step"]
+        accelerator.print(f"resumed from {checkpoint}")
+
+    # 2. Loop: every process draws the global batch from (seed, step) and takes its share
+    log = Log(accelerator, args.output_dir, first_step)
+    batch_size = args.train_batch_size * accelerator.num_processes
+    share = slice(
+        accelerator.process_index * args.train_batch_size, (accelerator.process_index + 1) * args.train_batch_size
+    )
+    prediction_type = unet.config.prediction_type
+    model.train()
+    progress = tqdm(
+        range(first_step, args.max_train_steps),
+        desc="pretraining",
+        initial=first_step,
+        total=args.max_train_steps,
+        disable=not accelerator.is_main_process,
+    )
+    for step in progress:
+        generator = seeded_generator(args.seed, "pretraining", step)
+        drawn = pairs.draw(batch_size, generator)
+        batch = draw_flow_batch(
+            drawn,
+            conditions[drawn.condition],
+            scheduler,
+            generator,
+            args.source_noise_probability,
+            args.condition_dropout,
+        ).to(accelerator.device, share)
+        torch.manual_seed(args.seed + 1_000_003 * (step + 1) + accelerator.process_index)  # the network's dropout
+        with accelerator.autocast():
+            loss = flow_matching_loss(model, batch, prediction_type).mean()
+        accelerator.backward(loss)
+        grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        update_average(average, unet, min(args.ema_decay, (1 + step) / (10 + step)))
+
+        done = step + 1
+        if done % args.log_steps == 0 or done == args.max_train_steps:
+            mean_loss = float(accelerator.reduce(loss.detach(), "mean"))
+            if not math.isfinite(mean_loss):
+                raise FloatingPointError(f"the loss is {mean_loss} at step {done}; lower --learning_rate")
+            values = {"loss": mean_loss, "grad_norm": float(grad_norm), "learning_rate": schedule.get_last_lr()[0]}
+            log.write(done, values)
+            progress.set_postfix(loss=f"{mean_loss:.4f}")
+        if (done % args.checkpointing_steps == 0 or done == args.max_train_steps) and accelerator.is_main_process:
+            save_checkpoint(
+                args.output_dir,
+                done,
+                {
+                    "model": unet.state_dict(),
+                    "average": average.state_dict(),
+                    "optimizer": optimizer_tensors(optimizer.optimizer),
+                },
+                {"schedule": schedule.state_dict()},
+                keep=args.checkpoints_total_limit,
+            )
+    accelerator.wait_for_everyone()
+
+    # 3. Measure how much the compound is used, and save the averaged weights as a pipeline
+    pipeline = CellFluxPipeline(unet=average, scheduler=scheduler, encoder=encoder)
+    if accelerator.is_main_process:
+        generator = seeded_generator(args.seed, "condition use")
+        drawn = pairs.draw(256, generator)
+        batch = draw_flow_batch(drawn, conditions[drawn.condition], scheduler, generator).to(accelerator.device)
+        use = condition_use(average, batch.sample, batch.time, batch.condition, batch.target - batch.source, generator)
+        log.write(args.max_train_steps, use)
+        pipeline.save_pretrained(args.output_dir)
+    accelerator.wait_for_everyone()
+    return pipeline
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_arguments(PretrainArguments, "pretrain", __doc__, argv)
+    accelerator = make_accelerator(args)
+    train(args, accelerator)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
