@@ -172,6 +172,8 @@ class CellFluxPipeline(DiffusionPipeline):
         """
         # 1. Check the inputs
         control = as_model_images(control_images, self.channel_names)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.check_inputs(control, compound, concentration, smiles, num_images_per_control, generator, output_type)
 
         # 2. Encode the compounds; one row for each image

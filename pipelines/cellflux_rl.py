@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline, CellFluxPipelineOutput, convert_images
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
+
+logger = logging.getLogger(__name__)
 
 SELECTIONS = ("best", "match")
 
@@ -34,7 +37,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
     """
 
     model_cpu_offload_seq = "encoder->unet->rewards"
-    _optional_components = ("rewards",)
+    _optional_components = ["rewards"]
 
     def __init__(
         self,
@@ -77,35 +80,42 @@ class CellFluxRLPipeline(CellFluxPipeline):
             **kwargs: Everything else as in [`CellFluxPipeline.__call__`].
 
         Returns:
-            [`CellFluxPipelineOutput`] with `rewards` where the MoA is known, and `selected` if `best_of_n > 1`.
+            [`CellFluxPipelineOutput`] with `rewards` where the suite knows the MoA, and `selected` if `best_of_n > 1`.
 
         Raises:
             ValueError: If a choice is asked for without a reward suite or a MoA, or for what [`CellFluxPipeline`]
                 refuses.
         """
-        # 1. Check what is about rewards
+        # 1. Check the inputs
         control = as_model_images(control_images, self.channel_names)
         if best_of_n < 1:
             raise ValueError(f"best_of_n must be at least 1, got {best_of_n}")
         if selection not in SELECTIONS:
             raise unknown_name("selection", selection, SELECTIONS)
+        candidates = num_images_per_control * best_of_n
+        self.check_inputs(control, compound, concentration, smiles, candidates, generator, output_type)
         moas = self._expected_moas(len(control), compound, moa)
         if best_of_n > 1 and self.rewards is None:
             raise ValueError(f"best_of_n={best_of_n} needs rewards to choose by, and this pipeline has none")
         if best_of_n > 1 and moas is None:
             raise ValueError(f"best_of_n={best_of_n} needs the MoA to expect of {compound or smiles!r}: pass moa=...")
         if self.rewards is not None and moas is not None:
+            strange = set(moas) - set(self.rewards.moas)
+            if strange and moa is None and best_of_n == 1:
+                logger.warning("the images are not scored: the rewards were not fitted on %s", sorted(strange))
+                moas = None
+        if self.rewards is not None and moas is not None:
             self.rewards.classifier.class_indices(moas)  # an unknown MoA is refused before the work, not after
 
         # 2. Generate all candidates
         generated = super().__call__(
-            control,
+            control_images,
             compound=compound,
             concentration=concentration,
             smiles=smiles,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            num_images_per_control=num_images_per_control * best_of_n,
+            num_images_per_control=candidates,
             generator=generator,
             output_type="pt",
             return_trajectory=return_trajectory,

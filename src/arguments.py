@@ -35,7 +35,9 @@ class SharedArguments:
     simulated_cells_per_moa: int = option(400, "simulated treated cells of each MoA, and controls of each plate")
     seed: int = option(0, "seed of everything that is random")
     output_dir: str = option("runs/default", "where the results go")
-    mixed_precision: str = option("no", "'no', 'bf16' or 'fp16'")
+    time_logit_mean: float = option(1.2, "training times are t = sigmoid(N(mean, std)); lower means earlier, ...")
+    time_logit_std: float = option(1.2, "... where the compound decides; CellFlux has 1.2 and 1.2")
+    mixed_precision: str | None = option(None, "'no', 'bf16' or 'fp16'; default: what accelerate is configured for")
     report_to: str | None = option(None, "a tracker besides log.jsonl, for example 'tensorboard' or 'wandb'")
     cpu: bool = option(False, "stay on the CPU even where a GPU is found")
 
@@ -53,7 +55,9 @@ def parse_arguments(cls: type[T], section: str, description: str, argv: Sequence
     Raises:
         ValueError: For a key of the YAML file that is not known, with the nearest match.
     """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
+    )
     parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file; the command line overrides it")
     hints = typing.get_type_hints(cls)
     for f in fields(cls):
@@ -80,9 +84,10 @@ def _argparse_type(hint: Any) -> dict[str, Any]:
 def _read_yaml(path: Path, cls: type[SharedArguments], section: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {str(path)!r} is not a file")
-    content = yaml.safe_load(path.read_text()) or {}
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold keys and values, got {type(content).__name__}")
+    try:
+        content = _mapping(yaml.safe_load(path.read_text()), str(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from error
     shared = {f.name for f in fields(SharedArguments)}
     own = {f.name: hint for f in fields(cls) for hint in [typing.get_type_hints(cls)[f.name]]}
     values = {}
@@ -92,11 +97,17 @@ def _read_yaml(path: Path, cls: type[SharedArguments], section: str) -> dict[str
         if key not in shared:
             raise unknown_name(f"key in {path}", key, shared | set(SECTIONS))
         values[key] = value
-    for key, value in (content.get(section) or {}).items():
+    for key, value in _mapping(content.get(section), f"section {section!r} of {path}").items():
         if key not in own:
             raise unknown_name(f"key in section {section!r} of {path}", key, own)
         values[key] = value
     return {key: _checked(value, own[key], key, path) for key, value in values.items()}
+
+
+def _mapping(content: Any, where: str) -> dict[Any, Any]:
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"{where} must hold keys and values, got {type(content).__name__}")
+    return content or {}
 
 
 def _checked(value: Any, hint: Any, key: str, path: Path) -> Any:

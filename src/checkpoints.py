@@ -44,11 +44,20 @@ def save_checkpoint(
     for path in partial.iterdir():
         with open(path, "rb") as file:
             os.fsync(file.fileno())
-    shutil.rmtree(final, ignore_errors=True)
+    if final.exists():
+        _discard(final)
     partial.rename(final)
     for old in list_checkpoints(output_dir)[:-keep]:
-        shutil.rmtree(old)
+        _discard(old)
     return final
+
+
+def _discard(checkpoint: Path) -> None:
+    # Renamed first: a folder that is half deleted must not look like a checkpoint.
+    stale = checkpoint.with_name(f"stale-{checkpoint.name}")
+    shutil.rmtree(stale, ignore_errors=True)
+    checkpoint.rename(stale)
+    shutil.rmtree(stale)
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -62,9 +71,15 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     The checkpoint to resume from: `None` for a new run, `"latest"` (also `None` if there is none yet), or a folder.
 
     Raises:
+        FileExistsError: If a new run would replace the checkpoints and the log of an earlier one.
         FileNotFoundError: If a folder is named that is not a checkpoint.
     """
     if resume_from_checkpoint is None:
+        if there := list_checkpoints(output_dir):
+            raise FileExistsError(
+                f"{str(output_dir)!r} holds {there[-1].name} of an earlier run: go on from it with "
+                "--resume_from_checkpoint latest, or start anew in another --output_dir"
+            )
         return None
     if resume_from_checkpoint == "latest":
         return next(reversed(list_checkpoints(output_dir)), None)

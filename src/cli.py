@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -39,15 +40,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(__version__)
         return 0
+    # Threads that wait for each other in a busy loop make torch ten times slower beside any other busy process. Read
+    # when torch is loaded, which is below.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
     try:
         if arguments[0] not in COMMANDS:
             raise unknown_name("command", arguments[0], COMMANDS)
         importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"cellfluxrl: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\ncellfluxrl: interrupted; run the same command again to go on", file=sys.stderr)
+        print(
+            "\ncellfluxrl: interrupted; finished checkpoints are kept: --resume_from_checkpoint latest goes on "
+            "(a demo does so by itself)",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

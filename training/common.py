@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -85,8 +86,11 @@ def make_accelerator(args: SharedArguments) -> Accelerator:
 def _check_process_count(started: int) -> None:
     # `accelerate launch --cpu --num_processes 2` silently starts one process; nothing in the environment tells.
     for process in psutil.Process().parents()[:2]:
-        command = process.cmdline()
-        if "launch" not in command or not any("accelerate" in part for part in command):
+        try:
+            command = process.cmdline()
+        except psutil.Error:  # another user's process, where the system hides those
+            continue
+        if not re.search(r"accelerate([./]commands)?[-./ ]launch\b", " ".join(command)):
             continue
         for i, part in enumerate(command):
             value = part.partition("=")[2] or (command[i + 1] if i + 1 < len(command) else "")
@@ -114,10 +118,21 @@ class Log:
         self.start = time.perf_counter()
         if accelerator.is_main_process:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            kept = []
-            if first_step and self.path.is_file():
-                kept = [line for line in self.path.read_text().splitlines() if json.loads(line)["step"] < first_step]
-            self.path.write_text("".join(line + "\n" for line in kept))
+            kept = self._lines_until(first_step) if first_step and self.path.is_file() else []
+            partial = self.path.with_suffix(".partial")
+            partial.write_text("".join(line + "\n" for line in kept))
+            partial.replace(self.path)
+
+    def _lines_until(self, last_step: int) -> list[str]:
+        lines: dict[int, str] = {}
+        for line in self.path.read_text().splitlines():
+            try:
+                step = json.loads(line)["step"]
+            except json.JSONDecodeError:
+                continue  # cut off by a full disk or a power failure
+            if step <= last_step:
+                lines.setdefault(step, line)
+        return list(lines.values())
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Log the values of one step."""

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib.resources import files
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +50,7 @@ from cellfluxrl.training.common import load_cells, make_accelerator
 CONFIGS = files("cellfluxrl.training") / "configs"
 SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
 CANDIDATES = 4
-STAGE_FOLDERS = ("data", "base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline")
+STAGE_FOLDERS = ("base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline")
 
 
 @dataclass
@@ -98,7 +99,8 @@ def claim_output_dir(args: DemoArguments) -> None:
     if marker.is_file() and json.loads(marker.read_text()) != settings:
         if not args.overwrite:
             raise FileExistsError(
-                f"{args.output_dir!r} holds a demo with other settings; choose another --output_dir or pass --overwrite"
+                f"{args.output_dir!r} holds a demo with other settings: "
+                "choose another --output_dir or pass --overwrite"
             )
         for stage in STAGE_FOLDERS:
             shutil.rmtree(Path(args.output_dir) / stage, ignore_errors=True)
@@ -118,7 +120,7 @@ def base_of(
 ) -> CellFluxPipeline:
     """Pretrain on the data set, or take the base that ships with the package for simulated cells."""
     if args.dataset_name == "simulated":
-        return CellFluxPipeline.from_pretrained(str(SHIPPED_BASE))
+        return CellFluxPipeline.from_pretrained(str(SHIPPED_BASE), torch_dtype=torch.float32)
     own = stage_arguments(
         pretrain.PretrainArguments, "pretrain", args, config, "base", "--resume_from_checkpoint", "latest"
     )
@@ -262,9 +264,10 @@ def findings(evaluation: Evaluation) -> list[str]:
         )
     for name, curve in evaluation.best_of_n.items():
         values = [value for value, _ in curve.values()]
-        rising = all(a <= b for a, b in zip(values, values[1:], strict=False))
+        rising = all(a <= b for a, b in pairwise(values))
         sentences.append(
-            f"{name}: best-of-N on combined {'rises' if rising else 'does not rise'} with every N from 1 to {len(values)}."
+            f"{name}: best-of-N on combined {'rises' if rising else 'does not rise'} "
+            f"with every N from 1 to {len(values)}."
         )
         single, match = rows[name], rows[f"{name} + match of {CANDIDATES}"]
         sentences.append(
@@ -306,10 +309,11 @@ def draw_pictures(
 def run(args: DemoArguments, config: str) -> Evaluation:
     """Run all stages; see the module's docstring."""
     started = time.perf_counter()
-    claim_output_dir(args)
     folder, stages = Path(args.output_dir), Stages()
     accelerator = make_accelerator(args)
     cells = stages.run("data", load_cells, args)
+    held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.eval_controls, args.seed)
+    claim_output_dir(args)
 
     base = stages.run("base", base_of, args, config, accelerator, cells)
     own = stage_arguments(moa.MoAArguments, "moa", args, config, "classifier")
@@ -331,7 +335,6 @@ def run(args: DemoArguments, config: str) -> Evaluation:
         accelerator.free_memory()
     models["RL"].save_pretrained(folder / "pipeline")
 
-    held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.eval_controls, args.seed)
     evaluation = stages.run("evaluation", evaluate, models, suite, judge, held_out, own.num_inference_steps, args.seed)
     sentences = findings(evaluation)
     pictures = draw_pictures(folder, evaluation, suite, logs)

@@ -1,7 +1,7 @@
 """Train a classifier of the mechanism of action, and report its accuracy and calibration on held-out plates.
 
     accelerate launch training/moa.py --config training/configs/simulated.yaml
-    accelerate launch training/moa.py --config training/configs/simulated.yaml --seed 101 --width 32 --output_dir runs/judge
+    accelerate launch training/moa.py --config training/configs/simulated.yaml --seed 101 --width 32
 
 Writes the classifier (`MoAClassifier.from_pretrained`), metrics.json and log.jsonl.
 """

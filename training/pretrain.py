@@ -77,9 +77,9 @@ class FlowBatch:
         return FlowBatch(**{name: value[rows].to(device) for name, value in vars(self).items()})
 
 
-def draw_times(count: int, generator: torch.Generator) -> torch.Tensor:
-    """Training times t = sigmoid(N(1.2, 1.2)), mean 0.72, as CellFlux draws them."""
-    return torch.sigmoid(1.2 + 1.2 * torch.randn(count, generator=generator))
+def draw_times(count: int, generator: torch.Generator, mean: float = 1.2, std: float = 1.2) -> torch.Tensor:
+    """Training times t = sigmoid(N(mean, std)); the defaults, with a mean t of 0.72, are CellFlux's."""
+    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
 
 
 def draw_flow_batch(
@@ -89,13 +89,15 @@ def draw_flow_batch(
     generator: torch.Generator,
     source_noise_probability: float = 1.0,
     condition_dropout: float = 0.0,
+    time_logit_mean: float = 1.2,
+    time_logit_std: float = 1.2,
 ) -> FlowBatch:
     """Draw noise, time and condition dropout for each pair: all of them per sample."""
     count = len(pairs.control)
     noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
     noisy = torch.rand(count, generator=generator) < source_noise_probability
     source = pairs.control + noise * noisy[:, None, None, None]
-    time = draw_times(count, generator)
+    time = draw_times(count, generator, time_logit_mean, time_logit_std)
     t = time[:, None, None, None]
     mask = torch.rand(count, generator=generator) >= condition_dropout
     return FlowBatch((1 - t) * source + t * pairs.treated, time, source, pairs.treated, condition, mask)
@@ -161,6 +163,8 @@ def train(
         average.load_state_dict(tensors["average"])
         restore_optimizer(optimizer.optimizer, tensors["optimizer"])
         schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
+            group["lr"] = rate  # neither of the two restores it
         first_step = state["step"]
         accelerator.print(f"resumed from {checkpoint}")
 
@@ -189,6 +193,8 @@ def train(
             generator,
             args.source_noise_probability,
             args.condition_dropout,
+            args.time_logit_mean,
+            args.time_logit_std,
         ).to(accelerator.device, share)
         torch.manual_seed(args.seed + 1_000_003 * (step + 1) + accelerator.process_index)  # the network's dropout
         with accelerator.autocast():

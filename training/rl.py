@@ -106,7 +106,7 @@ class CellTask:
         return control + self.scheduler.sample_source_noise(tuple(control.shape), generator)
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        return draw_times(count, generator)
+        return draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
 
     def reward(self, samples: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
         moa = [self.moas[label] for label in labels.tolist()]
@@ -115,8 +115,6 @@ class CellTask:
 
 def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
     """Load the reward suite, or fit one on the training cells."""
-    if (args.rewards is None) == (args.classifier is None):
-        raise ValueError("give either --rewards, a fitted suite, or --classifier, to fit one with")
     if args.rewards:
         return RewardSuite.from_pretrained(args.rewards)
     return RewardSuite.fit(cells["train"], MoAClassifier.from_pretrained(args.classifier), seed=args.seed)
@@ -133,10 +131,12 @@ def train(
     # 1. Data, pipeline, rewards
     if args.reward_form not in FORMS:
         raise unknown_name("reward_form", args.reward_form, FORMS)
+    if pipeline is None and args.pretrained_model_name_or_path is None:
+        raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
+    if suite is None and (args.rewards is None) == (args.classifier is None):
+        raise ValueError("give either --rewards, a fitted suite, or --classifier, to fit one with")
     cells = cells or load_cells(args)
     if pipeline is None:
-        if args.pretrained_model_name_or_path is None:
-            raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
         pipeline = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
     suite = (suite or load_suite(args, cells)).to(accelerator.device)
     pairs = ControlTreatedPairs(cells["train"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +86,10 @@ class BBBC021(datasets.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
         plates = _plate_files(self.config.data_dir)
         test_plates = self.config.test_plates
+        # Every plate is read before any is processed: errors found later reach the user wrapped by `datasets`.
+        compounds = {plate: _compounds_in(path) for plate, path in plates.items()}
         if test_plates is None:
-            treated = [plate for plate, path in plates.items() if _has_treated_cells(path)]
+            treated = [plate for plate, names in compounds.items() if names - {CONTROL}]
             test_plates = tuple(treated[-1:]) if len(treated) > 1 else ()
         for plate in test_plates:
             if plate not in plates:
@@ -108,8 +112,6 @@ class BBBC021(datasets.GeneratorBasedBuilder):
             images = np.round(255 * images).astype(np.uint8).transpose(0, 3, 1, 2)
             for i, image in enumerate(images):
                 compound = str(crops["compound"][i])
-                if compound not in table.index:
-                    raise unknown_name(f"compound in {path.name}", compound, table.index)
                 row = {
                     "image": image,
                     "compound": compound,
@@ -146,17 +148,24 @@ def _plate_files(data_dir: str | None) -> dict[str, Path]:
 def _load_crops(path: Path) -> dict[str, np.ndarray]:
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [field for field in CROP_FIELDS if field not in archive]
-            if missing:
-                raise ValueError(f"{path} lacks {missing}; it holds {archive.files}")
-            crops = {field: archive[field] for field in CROP_FIELDS}
-    except (OSError, EOFError, KeyError) as error:
+            crops = {field: archive[field] for field in CROP_FIELDS if field in archive}
+    except (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as a plate of crops: {error}") from error
+    missing = [field for field in CROP_FIELDS if field not in crops]
+    if missing:
+        raise ValueError(f"{path} lacks {missing}; it holds {list(crops)}")
     shape = crops["image"].shape
     if len(shape) != 4 or shape[-1] != len(CHANNEL_NAMES) or shape[0] == 0:
         raise ValueError(f"{path}: image must have shape (N, H, W, {len(CHANNEL_NAMES)}) with N > 0, got {shape}")
+    lengths = {field: len(values) for field, values in crops.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"{path}: every field must have one entry for each crop, got {lengths}")
     return crops
 
 
-def _has_treated_cells(path: Path) -> bool:
-    return bool((_load_crops(path)["compound"] != CONTROL).any())
+def _compounds_in(path: Path) -> set[str]:
+    names = {str(name) for name in np.unique(_load_crops(path)["compound"])}
+    known = known_compounds().index
+    for name in sorted(names - set(known)):
+        raise unknown_name(f"compound in {path.name}", name, known)
+    return names

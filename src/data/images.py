@@ -42,7 +42,10 @@ def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.T
         shapes = {tuple(getattr(i, "shape", ())) for i in singles}
         if len(shapes) > 1:
             raise ValueError(f"images in a list must have one shape, got {sorted(shapes)}")
-        images = torch.stack([_as_tensor(i) for i in singles])
+        tensors = [_as_tensor(i) for i in singles]
+        if len({t.dtype for t in tensors}) > 1:
+            raise ValueError(f"images in a list must have one type, got {sorted({str(t.dtype) for t in tensors})}")
+        images = torch.stack(tensors)
     else:
         images = _as_tensor(images)
     if images.ndim == 3:
@@ -55,6 +58,8 @@ def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.T
         )
     if images.shape[0] == 0:
         raise ValueError("the batch of images is empty")
+    if images.numel() == 0:
+        raise ValueError(f"the images have no pixels: their shape is {tuple(images.shape)}")
     return _to_range(images)
 
 

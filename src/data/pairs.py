@@ -68,12 +68,12 @@ class ControlTreatedPairs:
         self.treated_rows = torch.tensor(treated.index.to_numpy())
         self.treated_condition = torch.tensor(index.get_indexer(pd.MultiIndex.from_frame(treated[keys])))
 
-        controls = table[table["is_control"]].groupby(["plate", "split"]).indices
+        controls = table[table["is_control"]].groupby(["plate", "split"]).groups
         self._controls: list[torch.Tensor] = []
         for plate, split in self.conditions[["plate", "split"]].itertuples(index=False):
             if (plate, split) not in controls:
                 raise ValueError(f"plate {plate!r} has treated cells but no control cell in split {split!r}")
-            self._controls.append(torch.tensor(controls[plate, split]))
+            self._controls.append(torch.tensor(controls[plate, split].to_numpy()))
 
     def __len__(self) -> int:
         return len(self.treated_rows)

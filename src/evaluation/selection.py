@@ -22,7 +22,7 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
 
     Minimises the energy distance between the statistics of the chosen set and the reference by coordinate descent:
     each control in turn takes the candidate with the smallest mean distance to the reference minus mean distance to
-    the other controls' choices.
+    the chosen set.
 
     Args:
         vectors (`torch.Tensor` of shape `(M, N, D)`): Scaled statistics of N candidates of M controls.
@@ -51,8 +51,9 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
         for m in range(controls):
             own = vectors[m]
             to_others = to_chosen[m] - torch.cdist(own, own[chosen[m]][None])[:, 0]
-            # An energy distance weighs the pairs within the set by 1/2, and each pair holds the control once.
-            best = (to_reference[m] - to_others / (controls - 1)).argmin()
+            # The set is all there is, so its mean includes the distance of a cell to itself, which is 0: dividing by
+            # controls - 1, as for a sample of something larger, would let in one outlier for free.
+            best = (to_reference[m] - to_others / controls).argmin()
             if best != chosen[m]:
                 moved = torch.cdist(flat, torch.stack([own[best], own[chosen[m]]]))
                 to_chosen += (moved[:, 0] - moved[:, 1]).view(controls, candidates)

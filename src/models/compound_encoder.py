@@ -73,7 +73,9 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         super().__init__()
         if compounds is None:
             compounds = known_compounds().to_dict(orient="index")
-            self.register_to_config(compounds=compounds)
+        # JSON is written with sorted keys: any other order would part the names from their rows on loading.
+        compounds = dict(sorted(compounds.items()))
+        self.register_to_config(compounds=compounds)
         self.register_buffer("fingerprints", torch.zeros(len(compounds), num_bits))
         for row, entry in enumerate(compounds.values()):
             self.fingerprints[row] = torch.from_numpy(morgan_counts(entry["smiles"], radius, num_bits))

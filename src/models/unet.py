@@ -22,6 +22,8 @@ from cellfluxrl.errors import unknown_name
 
 PREDICTION_TYPES = ("velocity", "target")
 
+SEAM_CHANNELS = 8  # feature maps at full resolution of a network that works in patches
+
 PRESETS: dict[str, dict[str, Any]] = {
     # The network published with CellFlux for BBBC021: 56,201,219 parameters.
     "bbbc021": {
@@ -330,7 +332,12 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
 
         # 5. Out.
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, width)
-        self.conv_out = zero_init(nn.Conv2d(width, out_channels * patch_area, 3, padding=1))
+        if patch_size == 1:
+            self.conv_out, self.conv_seams = zero_init(nn.Conv2d(width, out_channels, 3, padding=1)), None
+        else:
+            # Patches are predicted side by side; a convolution across their seams keeps the image free of a grid.
+            self.conv_out = nn.Conv2d(width, SEAM_CHANNELS * patch_area, 3, padding=1)
+            self.conv_seams = zero_init(nn.Conv2d(SEAM_CHANNELS + in_channels, out_channels, 3, padding=1))
 
     def _check_config(self, widths: list[int]) -> None:
         config = self.config
@@ -518,7 +525,10 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
 
         # 5. Out.
         hidden = self.conv_out(F.silu(self.conv_norm_out(hidden)))
-        return F.pixel_shuffle(hidden, self.config.patch_size).to(sample.dtype)
+        if self.conv_seams is not None:
+            hidden = F.silu(F.pixel_shuffle(hidden, self.config.patch_size))
+            hidden = self.conv_seams(torch.cat([hidden, sample.to(hidden.dtype)], dim=1))
+        return hidden.to(sample.dtype)
 
     def _run(self, layer: UNetLayer, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:

@@ -32,7 +32,15 @@ def preferences(rewards: torch.Tensor, groups: torch.Tensor, clip: float = 2.0) 
         rewards (`torch.Tensor` of shape `(N,)`): Of each rollout.
         groups (`torch.Tensor` of shape `(N,)`): Rollouts with the same integer share a baseline.
         clip (`float`, defaults to 2.0): Advantages of this many standard deviations reach 0 or 1.
+
+    Raises:
+        FloatingPointError: If a reward is not finite: it would switch off its group, or all of them, without a word.
     """
+    finite = rewards.isfinite()
+    if not finite.all():
+        raise FloatingPointError(f"{int((~finite).sum())} of {len(rewards)} rewards are not finite")
+    dtype = rewards.dtype
+    rewards = rewards.double()  # the mean of many equal float32 numbers is none of them
     names, group = groups.unique(return_inverse=True)
     count = torch.bincount(group)
     mean = torch.zeros(len(names), dtype=rewards.dtype, device=rewards.device).index_add(0, group, rewards) / count
@@ -44,7 +52,7 @@ def preferences(rewards: torch.Tensor, groups: torch.Tensor, clip: float = 2.0) 
     alive[group[advantage.abs() > tolerance]] = True
     scaled = (advantage / (clip * std.clamp(min=tolerance))).clamp(-1, 1)
     r = torch.where(alive[group], 0.5 + 0.5 * scaled, torch.full_like(scaled, 0.5))
-    return Preferences(r=r, dead_groups=float((~alive).float().mean()))
+    return Preferences(r=r.to(dtype), dead_groups=float((~alive).float().mean()))
 
 
 def nft_loss(
@@ -61,7 +69,8 @@ def nft_loss(
 
     With v+ = (1 - b) v_old + b v and v- = (1 + b) v_old - b v, each branch is the squared error of the predicted
     target x_t + (1 - t) v+-, divided by its own detached mean absolute error per sample (floored, because a black
-    background would make it vanish): r * branch+ + (1 - r) * branch-.
+    background would make it vanish): (r * branch+ + (1 - r) * branch-) / b. At v = v_old its gradient does not
+    depend on b.
 
     Args:
         velocity, old_velocity (`torch.Tensor` of shape `(N, ...)`): Of the trained and of the sampling policy at x_t.
@@ -83,4 +92,4 @@ def nft_loss(
 
     positive = branch((1 - mixing_weight) * old_velocity + mixing_weight * velocity)
     negative = branch((1 + mixing_weight) * old_velocity - mixing_weight * velocity)
-    return r * positive + (1 - r) * negative
+    return (r * positive + (1 - r) * negative) / mixing_weight
