@@ -120,7 +120,7 @@ def base_of(
 ) -> CellFluxPipeline:
     """Pretrain on the data set, or take the base that ships with the package for simulated cells."""
     if args.dataset_name == "simulated":
-        return CellFluxPipeline.from_pretrained(str(SHIPPED_BASE), torch_dtype=torch.float32)
+        return CellFluxPipeline.from_pretrained(str(SHIPPED_BASE))
     own = stage_arguments(
         pretrain.PretrainArguments, "pretrain", args, config, "base", "--resume_from_checkpoint", "latest"
     )
@@ -165,19 +165,22 @@ def held_out_cells(pairs: ControlTreatedPairs, count: int, seed: int) -> HeldOut
     )
 
 
-def generate_candidates(pipeline: CellFluxPipeline, cells: HeldOut, steps: int, seed: int) -> torch.Tensor:
+def generate_candidates(
+    pipeline: CellFluxPipeline, cells: HeldOut, steps: int, seed: int, accelerator: Accelerator
+) -> torch.Tensor:
     """`CANDIDATES` samples of each control, with the same noise for every pipeline."""
     plain = CellFluxPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler, encoder=pipeline.encoder)
     plain.set_progress_bar_config(desc="sampling")
-    return plain(
-        cells.controls,
-        compound=cells.compound,
-        num_inference_steps=steps,
-        guidance_scale=1.0,
-        num_images_per_control=CANDIDATES,
-        generator=seeded_generator(seed, "evaluation noise"),
-        output_type="pt",
-    ).images
+    with accelerator.autocast():
+        return plain(
+            cells.controls,
+            compound=cells.compound,
+            num_inference_steps=steps,
+            guidance_scale=1.0,
+            num_images_per_control=CANDIDATES,
+            generator=seeded_generator(seed, "evaluation noise"),
+            output_type="pt",
+        ).images
 
 
 @dataclass(frozen=True)
@@ -197,6 +200,7 @@ def evaluate(
     cells: HeldOut,
     num_inference_steps: int,
     seed: int,
+    accelerator: Accelerator,
 ) -> Evaluation:
     """Compare models with each other, with copies of the controls and with real treated cells."""
 
@@ -213,7 +217,7 @@ def evaluate(
     reference = suite.reference[suite.classifier.class_indices(cells.moa)]
     candidates, differences, curves = {}, {}, {}
     for name, pipeline in models.items():
-        images = generate_candidates(pipeline, cells, num_inference_steps, seed)
+        images = generate_candidates(pipeline, cells, num_inference_steps, seed, accelerator)
         candidates[name] = scored(images, repeated)
         single = choose(candidates[name], cells.moa, 1, "best", reference)
         rows[name] = table_row(single, real)
@@ -335,7 +339,8 @@ def run(args: DemoArguments, config: str) -> Evaluation:
         accelerator.free_memory()
     models["RL"].save_pretrained(folder / "pipeline")
 
-    evaluation = stages.run("evaluation", evaluate, models, suite, judge, held_out, own.num_inference_steps, args.seed)
+    steps = own.num_inference_steps
+    evaluation = stages.run("evaluation", evaluate, models, suite, judge, held_out, steps, args.seed, accelerator)
     sentences = findings(evaluation)
     pictures = draw_pictures(folder, evaluation, suite, logs)
     stages.seconds["total"] = round(time.perf_counter() - started, 1)

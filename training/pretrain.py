@@ -12,6 +12,7 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import datasets
 import torch
@@ -131,10 +132,98 @@ def build_model(args: PretrainArguments, channel_names: tuple[str, ...]) -> Cell
     )
 
 
+class Pretrainer:
+    """
+    Holds the network, the average of its weights, and the optimiser with its schedule.
+
+    Everything random is a function of (seed, step): [`state_tensors`] and the step are all that a resumed run needs to
+    be the same run.
+    """
+
+    def __init__(
+        self,
+        unet: CellFluxUNet2DModel,
+        pairs: ControlTreatedPairs,
+        conditions: torch.Tensor,
+        scheduler: CellFluxFlowMatchScheduler,
+        args: PretrainArguments,
+        accelerator: Accelerator,
+    ):
+        self.pairs, self.conditions, self.scheduler = pairs, conditions, scheduler
+        self.args, self.accelerator = args, accelerator
+        self.unet = unet.train()
+        self.average = frozen_copy(unet).to(accelerator.device)
+        optimizer = torch.optim.AdamW(
+            unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=args.weight_decay
+        )
+        self.schedule = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
+        self.model, self.optimizer = accelerator.prepare(unet, optimizer)
+        self.done = 0
+
+    def draw(self, generator: torch.Generator, count: int, condition_dropout: float) -> FlowBatch:
+        """Draw pairs and points on the paths between them."""
+        args, drawn = self.args, self.pairs.draw(count, generator)
+        return draw_flow_batch(
+            drawn,
+            self.conditions[drawn.condition],
+            self.scheduler,
+            generator,
+            args.source_noise_probability,
+            condition_dropout,
+            args.time_logit_mean,
+            args.time_logit_std,
+        )
+
+    def step(self) -> dict[str, torch.Tensor | float]:
+        """Take one optimisation step: every process draws the global batch from (seed, step) and takes its share."""
+        args, accelerator = self.args, self.accelerator
+        rank, size = accelerator.process_index, args.train_batch_size
+        generator = seeded_generator(args.seed, "pretraining", self.done)
+        batch = self.draw(generator, size * accelerator.num_processes, args.condition_dropout)
+        batch = batch.to(accelerator.device, slice(rank * size, (rank + 1) * size))
+        torch.manual_seed(args.seed + 1_000_003 * (self.done + 1) + rank)  # the network's dropout
+        with accelerator.autocast():
+            loss = flow_matching_loss(self.model, batch, self.unet.config.prediction_type).mean()
+        accelerator.backward(loss)
+        grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        update_average(self.average, self.unet, min(args.ema_decay, (1 + self.done) / (10 + self.done)))
+        self.done += 1
+        return {"loss": loss.detach(), "grad_norm": grad_norm, "learning_rate": self.schedule.get_last_lr()[0]}
+
+    def condition_use(self) -> dict[str, float]:
+        """How much the averaged network listens to the compound, on pairs that are the same in every run."""
+        generator = seeded_generator(self.args.seed, "condition use")
+        batch = self.draw(generator, 256, 0.0).to(self.accelerator.device)
+        velocity = batch.target - batch.source
+        return condition_use(self.average, batch.sample, batch.time, batch.condition, velocity, generator)
+
+    def state_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
+        """Everything that [`load_state`] needs besides the schedule's state, as named groups of tensors."""
+        return {
+            "model": self.unet.state_dict(),
+            "average": self.average.state_dict(),
+            "optimizer": optimizer_tensors(self.optimizer.optimizer),
+        }
+
+    def load_state(self, tensors: dict[str, dict[str, torch.Tensor]], state: dict[str, Any]) -> None:
+        """Go on from a checkpoint."""
+        self.unet.load_state_dict(tensors["model"])
+        self.average.load_state_dict(tensors["average"])
+        restore_optimizer(self.optimizer.optimizer, tensors["optimizer"])
+        self.schedule.load_state_dict(state["schedule"])
+        for group, rate in zip(self.optimizer.param_groups, self.schedule.get_last_lr(), strict=True):
+            group["lr"] = rate  # neither of the two restores it
+        self.done = state["step"]
+
+
 def train(
     args: PretrainArguments, accelerator: Accelerator, cells: datasets.DatasetDict | None = None
 ) -> CellFluxPipeline:
     """Run the pretraining and return the pipeline that was saved to `args.output_dir`."""
+    # 1. Data, network, scheduler
     cells = cells or load_cells(args)
     encoder = encoder_of(cells)
     pairs = ControlTreatedPairs(cells["train"])
@@ -145,97 +234,50 @@ def train(
         source_noise=args.source_noise,
         source_noise_scale=args.source_noise_scale,
     )
-
-    # 1. Model, average, optimiser; resume
     torch.manual_seed(args.seed)
     unet = build_model(args, pairs.channel_names)
-    average = frozen_copy(unet).to(accelerator.device)
-    optimizer = torch.optim.AdamW(
-        unet.parameters(), lr=args.learning_rate, betas=(0.9, 0.95), weight_decay=args.weight_decay
-    )
-    schedule = get_cosine_schedule_with_warmup(optimizer, args.lr_warmup_steps, args.max_train_steps)
-    model, optimizer = accelerator.prepare(unet, optimizer)
-    first_step = 0
+
+    # 2. Trainer; resume
+    trainer = Pretrainer(unet, pairs, conditions, scheduler, args, accelerator)
     checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
     if checkpoint:
-        tensors, state = load_checkpoint(checkpoint)
-        unet.load_state_dict(tensors["model"])
-        average.load_state_dict(tensors["average"])
-        restore_optimizer(optimizer.optimizer, tensors["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        for group, rate in zip(optimizer.param_groups, schedule.get_last_lr(), strict=True):
-            group["lr"] = rate  # neither of the two restores it
-        first_step = state["step"]
+        trainer.load_state(*load_checkpoint(checkpoint))
         accelerator.print(f"resumed from {checkpoint}")
 
-    # 2. Loop: every process draws the global batch from (seed, step) and takes its share
-    log = Log(accelerator, args.output_dir, first_step)
-    batch_size = args.train_batch_size * accelerator.num_processes
-    share = slice(
-        accelerator.process_index * args.train_batch_size, (accelerator.process_index + 1) * args.train_batch_size
-    )
-    prediction_type = unet.config.prediction_type
-    model.train()
+    # 3. Loop
+    log = Log(accelerator, args.output_dir, trainer.done)
     progress = tqdm(
-        range(first_step, args.max_train_steps),
-        desc="pretraining",
-        initial=first_step,
         total=args.max_train_steps,
+        initial=trainer.done,
+        desc="pretraining",
         disable=not accelerator.is_main_process,
     )
-    for step in progress:
-        generator = seeded_generator(args.seed, "pretraining", step)
-        drawn = pairs.draw(batch_size, generator)
-        batch = draw_flow_batch(
-            drawn,
-            conditions[drawn.condition],
-            scheduler,
-            generator,
-            args.source_noise_probability,
-            args.condition_dropout,
-            args.time_logit_mean,
-            args.time_logit_std,
-        ).to(accelerator.device, share)
-        torch.manual_seed(args.seed + 1_000_003 * (step + 1) + accelerator.process_index)  # the network's dropout
-        with accelerator.autocast():
-            loss = flow_matching_loss(model, batch, prediction_type).mean()
-        accelerator.backward(loss)
-        grad_norm = accelerator.clip_grad_norm_(model.parameters(), args.max_grad_norm)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        update_average(average, unet, min(args.ema_decay, (1 + step) / (10 + step)))
-
-        done = step + 1
-        if done % args.log_steps == 0 or done == args.max_train_steps:
-            mean_loss = float(accelerator.reduce(loss.detach(), "mean"))
-            if not math.isfinite(mean_loss):
-                raise FloatingPointError(f"the loss is {mean_loss} at step {done}; lower --learning_rate")
-            values = {"loss": mean_loss, "grad_norm": float(grad_norm), "learning_rate": schedule.get_last_lr()[0]}
-            log.write(done, values)
-            progress.set_postfix(loss=f"{mean_loss:.4f}")
-        if (done % args.checkpointing_steps == 0 or done == args.max_train_steps) and accelerator.is_main_process:
+    while trainer.done < args.max_train_steps:
+        values = trainer.step()
+        last = trainer.done == args.max_train_steps
+        if last or trainer.done % args.log_steps == 0:
+            values = {name: float(value) for name, value in values.items()}
+            values["loss"] = float(accelerator.reduce(torch.tensor(values["loss"], device=accelerator.device), "mean"))
+            if not math.isfinite(values["loss"]):
+                raise FloatingPointError(f"the loss is {values['loss']} at step {trainer.done}; lower --learning_rate")
+            log.write(trainer.done, values)
+            progress.set_postfix(loss=f"{values['loss']:.4f}")
+        progress.update()
+        if (last or trainer.done % args.checkpointing_steps == 0) and accelerator.is_main_process:
             save_checkpoint(
                 args.output_dir,
-                done,
-                {
-                    "model": unet.state_dict(),
-                    "average": average.state_dict(),
-                    "optimizer": optimizer_tensors(optimizer.optimizer),
-                },
-                {"schedule": schedule.state_dict()},
+                trainer.done,
+                trainer.state_tensors(),
+                {"schedule": trainer.schedule.state_dict()},
                 keep=args.checkpoints_total_limit,
             )
+    progress.close()
     accelerator.wait_for_everyone()
 
-    # 3. Measure how much the compound is used, and save the averaged weights as a pipeline
-    pipeline = CellFluxPipeline(unet=average, scheduler=scheduler, encoder=encoder)
+    # 4. Measure how much the compound is used, and save the averaged weights as a pipeline
+    pipeline = CellFluxPipeline(unet=trainer.average, scheduler=scheduler, encoder=encoder)
     if accelerator.is_main_process:
-        generator = seeded_generator(args.seed, "condition use")
-        drawn = pairs.draw(256, generator)
-        batch = draw_flow_batch(drawn, conditions[drawn.condition], scheduler, generator).to(accelerator.device)
-        use = condition_use(average, batch.sample, batch.time, batch.condition, batch.target - batch.source, generator)
-        log.write(args.max_train_steps, use)
+        log.write(args.max_train_steps, trainer.condition_use())
         pipeline.save_pretrained(args.output_dir)
     accelerator.wait_for_everyone()
     return pipeline

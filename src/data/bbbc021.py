@@ -57,6 +57,12 @@ class BBBC021Config(datasets.BuilderConfig):
     image_size: int = 48
     test_plates: tuple[str, ...] | None = None
 
+    def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
+        # The cache is named after this: crops that were changed in place must not be taken from it.
+        found = sorted(Path(self.data_dir).glob("*.npz")) if self.data_dir else []
+        stamps = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in found]
+        return super().create_config_id({**config_kwargs, "files": stamps}, custom_features)
+
 
 class BBBC021(datasets.GeneratorBasedBuilder):
     """

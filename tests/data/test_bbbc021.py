@@ -178,6 +178,13 @@ def test_a_plate_of_controls_is_never_the_one_held_out(crops_dir, tmp_path):
     assert set(build(crops_dir, tmp_path / "cache")["test"]["plate"]) == {"plate_2"}
 
 
+def test_crops_that_changed_in_place_are_read_again(crops_dir, tmp_path):
+    before = build(crops_dir, tmp_path / "cache")
+    np.savez(crops_dir / "plate_0.npz", **random_plate(("DMSO", "DMSO", "taxol", "taxol"), seed=9))
+    after = build(crops_dir, tmp_path / "cache")
+    assert len(after["train"]) == len(before["train"]) + 1
+
+
 def test_a_single_treated_plate_is_not_held_out(tmp_path):
     np.savez(tmp_path / "only.npz", **random_plate())
     assert set(build(tmp_path, tmp_path / "cache")) == {"train"}

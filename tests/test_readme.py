@@ -1,0 +1,57 @@
+"""Every training command of the README runs as it is written there, with sizes that a test can afford appended."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+SMALL = ["--cpu", "--image_size", "24", "--simulated_cells_per_moa", "12", "--max_train_steps", "2"]
+SMALLER = {
+    "pretrain": ["--preset", "tiny", "--train_batch_size", "4"],
+    "moa": ["--train_batch_size", "8"],
+    "rl": ["--conditions_per_step", "1", "--controls_per_condition", "2", "--rollouts_per_control", "2"],
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+#.*", "", line).strip() for line in lines if line.strip()]
+
+
+def test_the_readme_names_only_make_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    named = {command.split()[1] for command in commands() if command.startswith("make ")}
+    assert named
+    assert named <= targets
+
+
+def test_paths_that_the_readme_links_to_exist() -> None:
+    for path in re.findall(r"\]\(([^)#:]+)\)", README):
+        assert (REPOSITORY / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_training_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    launches = [shlex.split(command) for command in commands() if command.startswith("accelerate launch")]
+    assert [Path(launch[2]).stem for launch in launches] == ["pretrain", "moa", "rl"]
+    for launch in launches:
+        script = REPOSITORY / launch[2]
+        options = [str(REPOSITORY / o) if o.startswith("training/") else o for o in launch[3:]]
+        command = [sys.executable, "-m", "accelerate.commands.launch", str(script), *options]
+        done = subprocess.run(
+            [*command, *SMALL, *SMALLER[script.stem]],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "runs/rl/model_index.json").is_file()
