@@ -87,7 +87,7 @@ def stage_arguments(cls: type[T], section: str, args: DemoArguments, config: str
     return parse_arguments(cls, section, "", [*shared, *extra])
 
 
-def claim_output_dir(args: DemoArguments) -> None:
+def claim_output_dir(args: DemoArguments, config: str) -> None:
     """
     Mark the folder as this demo's, so that an interrupted run can go on and another one is not mixed with it.
 
@@ -96,6 +96,7 @@ def claim_output_dir(args: DemoArguments) -> None:
     """
     marker = Path(args.output_dir) / "settings.json"
     settings = {key: value for key, value in asdict(args).items() if key not in ("overwrite", "output_dir", "cpu")}
+    settings["config"] = Path(config).read_text()
     if marker.is_file() and json.loads(marker.read_text()) != settings:
         if not args.overwrite:
             raise FileExistsError(
@@ -317,7 +318,7 @@ def run(args: DemoArguments, config: str) -> Evaluation:
     accelerator = make_accelerator(args)
     cells = stages.run("data", load_cells, args)
     held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.eval_controls, args.seed)
-    claim_output_dir(args)
+    claim_output_dir(args, config)
 
     base = stages.run("base", base_of, args, config, accelerator, cells)
     own = stage_arguments(moa.MoAArguments, "moa", args, config, "classifier")
