@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import pickle
 from pathlib import Path
 
@@ -14,16 +13,10 @@ import torch
 from cellfluxrl.models.cellflux_checkpoint import original_names
 from cellfluxrl.models.unet import PRESETS, CellFluxUNet2DModel
 
-PARITY_FILE = "cellflux_unet_bbbc021_narrow.safetensors"
-
 
 @pytest.fixture(scope="module")
-def parity_path():
-    default = Path(__file__).resolve().parents[3] / "shared" / "parity"
-    path = Path(os.environ.get("CELLFLUXRL_PARITY_DIR", default)) / PARITY_FILE
-    if not path.is_file():
-        pytest.skip(f"no parity vectors at {path}; set CELLFLUXRL_PARITY_DIR")
-    return path
+def parity_path(parity_dir):
+    return parity_dir / "cellflux_unet_bbbc021_narrow.safetensors"
 
 
 def randomized(unet: CellFluxUNet2DModel, seed: int = 0) -> CellFluxUNet2DModel:

@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,9 +23,6 @@ from cellfluxrl.rewards.segmentation import (
     share_out,
     split_touching,
 )
-
-REAL_DATA = Path(os.environ.get("CELLFLUXRL_BBBC021_DIR", Path(__file__).parents[3] / "shared" / "bbbc021_real"))
-
 
 EIGHT_NEIGHBOURS = np.ones((3, 3))
 SHAPE = (3, 8, 9)
@@ -401,11 +396,8 @@ def test_measurements_follow_the_simulated_truth():
 
 
 @pytest.fixture(scope="module")
-def real_crops():
-    path = REAL_DATA / "Week4_27801.npz"
-    if not path.exists():
-        pytest.skip(f"no real crops at {path}; set CELLFLUXRL_BBBC021_DIR")
-    crops = resize_crops(normalize_plate(np.load(path)["image"])[::20], 48)
+def real_crops(bbbc021_dir):
+    crops = resize_crops(normalize_plate(np.load(bbbc021_dir / "Week4_27801.npz")["image"])[::20], 48)
     return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
 
 
