@@ -114,6 +114,15 @@ def test_pretraining_in_two_processes_is_the_same_training(scripts, log_of, same
 
 
 @pytest.mark.slow
+def test_the_classifier_trains_in_two_processes(scripts):
+    folder = scripts.folder / "moa_two"
+    scripts.two_processes("moa", folder, "--max_train_steps", 10)
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert MoAClassifier.from_pretrained(folder).config.moas
+    assert 0 <= metrics["accuracy"] <= 1
+
+
+@pytest.mark.slow
 def test_post_training_in_two_processes_is_the_same_training(scripts, rl_inputs, post_trained, log_of, same_weights):
     # 16 rollouts in batches of 8 an iteration: two after each other in one process, or one in each of two.
     two = scripts.folder / "rl_two"
