@@ -10,6 +10,7 @@ CellFluxRLPipeline.from_pretrained loads. Run it again to go on where it was int
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -262,10 +263,14 @@ def findings(evaluation: Evaluation) -> list[str]:
             f"independent classifier {by_column['judge'].mean:+.4f} ± {by_column['judge'].standard_error:.4f}; "
             f"Frechet distance {rows[name]['frechet'][0] / rows['base']['frechet'][0]:.2f} times the base's."
         )
-    above = [name for name in rows if rows[name]["combined"][0] > rows["real treated"]["combined"][0]]
+    real, real_error = rows["real treated"]["combined"]
+    above = [
+        n for n, row in rows.items() if row["combined"][0] - real > 2 * math.hypot(row["combined"][1], real_error)
+    ]
     if above:
         sentences.append(
-            f"Above the real cells' combined reward, which is over-optimisation and not biology: {', '.join(above)}."
+            "Above the real cells' combined reward by more than two standard errors, which is over-optimisation and "
+            f"not biology: {'; '.join(above)}."
         )
     for name, curve in evaluation.best_of_n.items():
         values = [value for value, _ in curve.values()]
@@ -343,6 +348,10 @@ def run(args: DemoArguments, config: str) -> Evaluation:
     steps = own.num_inference_steps
     evaluation = stages.run("evaluation", evaluate, models, suite, judge, held_out, steps, args.seed, accelerator)
     sentences = findings(evaluation)
+    if args.dataset_name == "simulated":
+        sentences.append(
+            "These cells are simulated, those called real too: nothing here is evidence about microscope images."
+        )
     pictures = draw_pictures(folder, evaluation, suite, logs)
     stages.seconds["total"] = round(time.perf_counter() - started, 1)
     classifiers = {name: json.loads((folder / name / "metrics.json").read_text()) for name in ("classifier", "judge")}
