@@ -30,7 +30,7 @@ def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndar
 
     Example:
         >>> int(morgan_counts("CS(C)=O").sum())
-        7
+        8
     """
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdFingerprintGenerator
