@@ -20,6 +20,17 @@ MOAS = (
     "Protein synthesis",
 )
 CONTROL = "DMSO"
+# Of the 35, those that CellFlux never trains on: its out-of-distribution test set.
+CELLFLUX_HELD_OUT = (
+    "AZ841",
+    "cyclohexamide",
+    "cytochalasin D",
+    "docetaxel",
+    "epothilone B",
+    "lactacystin",
+    "latrunculin B",
+    "simvastatin",
+)
 
 
 @cache

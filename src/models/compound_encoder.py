@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,13 +13,20 @@ from diffusers.models.modeling_utils import ModelMixin
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.errors import unknown_name
 
+# Just below BBBC021's smallest dose (podophyllotoxin, 3e-6 uM): where a cell without compound is put.
+NO_DOSE = 1e-6
+
+_ATOM = re.compile(r"\[[^\]]*\]|Br|Cl|[A-Za-z*]")
+_RING_BOND = re.compile(r"\[[^\]]*\]|%\((?P<long>\d+)\)|%(?P<two>\d\d)|(?P<one>\d)")
+_EXCERPT = 30  # characters shown on either side of a mistake
+
 
 def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndarray:
     """
     Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, as CellFlux conditions on.
 
     Args:
-        smiles (`str`): The molecule.
+        smiles (`str`): The molecule, without a name or extensions after it.
         radius (`int`, defaults to 2): Radius of the circular environments, in bonds.
         num_bits (`int`, defaults to 1024): Number of bins.
 
@@ -26,7 +34,7 @@ def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndar
         `numpy.ndarray` of shape `(num_bits,)`, float32: how often an environment of each bin occurs.
 
     Raises:
-        ValueError: If RDKit cannot read the SMILES.
+        ValueError: If RDKit cannot read the SMILES; says why, and points at the character where it can.
 
     Example:
         >>> int(morgan_counts("CS(C)=O").sum())
@@ -35,12 +43,73 @@ def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndar
     from rdkit import Chem, rdBase
     from rdkit.Chem import rdFingerprintGenerator
 
-    with rdBase.BlockLogs():
-        molecule = Chem.MolFromSmiles(smiles) if smiles.strip() else None
+    molecule = None
+    # Of "CC O" RDKit would read "CC", and take "O" for its name.
+    if isinstance(smiles, str) and re.fullmatch(r"\s*[!-~]+\s*", smiles):
+        with rdBase.BlockLogs():
+            molecule = Chem.MolFromSmiles(smiles)
     if molecule is None:
-        raise ValueError(f"RDKit cannot read the SMILES {smiles!r}")
+        raise ValueError(_why_unreadable(smiles))
     generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=num_bits)
     return generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32)
+
+
+def _why_unreadable(smiles: object) -> str:
+    """The message for a SMILES that RDKit cannot read: RDKit's reason, and a caret under the mistake."""
+    if not isinstance(smiles, str) or not smiles.strip():
+        return f"RDKit cannot read the SMILES {smiles!r}: a molecule is a string of at least one atom"
+    stripped = smiles.strip()
+    reason, position = _find_mistake(stripped)
+    if position is None:
+        return f"RDKit cannot read the SMILES {smiles!r}: {reason}"
+    start = max(position - 1 - _EXCERPT, 0)
+    excerpt = re.sub(r"[^ -~]", "?", stripped[start : position + _EXCERPT])
+    caret = " " * (position - 1 - start) + "^"
+    return f"RDKit cannot read the SMILES {smiles!r}: character {position}: {reason}\n    {excerpt}\n    {caret}"
+
+
+def _find_mistake(smiles: str) -> tuple[str, int | None]:
+    """Why a SMILES cannot be read, and at which character (from 1), where that can be told."""
+    from rdkit import Chem, rdBase
+
+    if stray := re.search(r"[^!-~]", smiles):
+        return f"a SMILES has no {stray.group()!r}", stray.start() + 1
+    with rdBase.BlockLogs():
+        unchecked = Chem.MolFromSmiles(smiles, sanitize=False)
+        problems = Chem.DetectChemistryProblems(unchecked) if unchecked is not None else []
+    if problems:
+        # RDKit numbers the atoms in the order of the string, from 0.
+        atoms = [match.start() + 1 for match in _ATOM.finditer(smiles)]
+        first = problems[0]
+        atom = first.GetAtomIdx() if hasattr(first, "GetAtomIdx") else min(first.GetAtomIndices())
+        return first.Message(), atoms[atom] if len(atoms) == unchecked.GetNumAtoms() else None
+    said = _parse_errors(smiles)
+    if position := re.search(r"around position (\d+)", said):
+        return said.partition(" while parsing")[0], int(position.group(1))
+    if "unclosed ring" in said:
+        return "unclosed ring", _unclosed_ring(smiles)
+    return said or "not a SMILES", None
+
+
+def _parse_errors(smiles: str) -> str:
+    """What RDKit logs as it reads a SMILES; "" before RDKit 2026.3, which has no way to ask that spares other logs."""
+    from rdkit import Chem, rdBase
+
+    if not hasattr(rdBase, "CaptureErrorLog"):
+        return ""
+    with rdBase.BlockLogs(), rdBase.CaptureErrorLog() as log:
+        Chem.MolFromSmiles(smiles)
+    return re.sub(r"(?m)^\[[0-9:]+\] (SMILES Parse Error: )?", "", log.messages).strip()
+
+
+def _unclosed_ring(smiles: str) -> int | None:
+    """Where the first ring is opened that is never closed, which RDKit does not say."""
+    opened: dict[int, int] = {}
+    for match in _RING_BOND.finditer(smiles):
+        label = match["long"] or match["two"] or match["one"]
+        if label is not None and opened.pop(int(label), None) is None:
+            opened[int(label)] = match.start() + 1
+    return min(opened.values(), default=None)
 
 
 class CompoundEncoder(ModelMixin, ConfigMixin):
@@ -54,6 +123,8 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         compounds (`dict[str, dict[str, str]]`, *optional*):
             Name -> `{"smiles": ..., "moa": ...}` (`moa` may be empty); the 35 compounds of BBBC021 by default.
         radius (`int`, defaults to 2), num_bits (`int`, defaults to 1024): See [`morgan_counts`].
+        log_dose (`bool`, defaults to `False`):
+            Append log10 of the concentration in uM to each condition; CellFlux knows no dose.
 
     Example:
         >>> encoder = CompoundEncoder()
@@ -61,6 +132,8 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         torch.Size([2, 1024])
         >>> encoder.moa("taxol")
         'Microtubule stabilizers'
+        >>> CompoundEncoder(log_dose=True).encode(["taxol", "DMSO"], concentrations=[0.1, 0])[:, -1].tolist()
+        [-1.0, -6.0]
     """
 
     @register_to_config
@@ -69,6 +142,7 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         compounds: dict[str, dict[str, str]] | None = None,
         radius: int = 2,
         num_bits: int = 1024,
+        log_dose: bool = False,
     ):
         super().__init__()
         if compounds is None:
@@ -76,6 +150,7 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         # JSON is written with sorted keys: any other order would part the names from their rows on loading.
         compounds = dict(sorted(compounds.items()))
         self.register_to_config(compounds=compounds)
+        self._rows = {name: row for row, name in enumerate(compounds)}
         self.register_buffer("fingerprints", torch.zeros(len(compounds), num_bits))
         for row, entry in enumerate(compounds.values()):
             self.fingerprints[row] = torch.from_numpy(morgan_counts(entry["smiles"], radius, num_bits))
@@ -85,36 +160,73 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         """Names of the known compounds."""
         return list(self.config.compounds)
 
-    def _row(self, name: str) -> int:
-        try:
-            return self.names.index(name)
-        except ValueError:
-            raise unknown_name("compound", name, self.names) from None
+    @property
+    def condition_dim(self) -> int:
+        """Width of a condition: the number of bins, and one more with `log_dose`."""
+        return self.config.num_bits + int(self.config.log_dose)
 
-    def encode(self, compounds: Sequence[str] | None = None, smiles: Sequence[str] | None = None) -> torch.Tensor:
+    def _row(self, name: str) -> int:
+        if name not in self._rows:
+            raise unknown_name("compound", name, self.names)
+        return self._rows[name]
+
+    def encode(
+        self,
+        compounds: Sequence[str] | None = None,
+        smiles: Sequence[str] | None = None,
+        concentrations: Sequence[float] | None = None,
+    ) -> torch.Tensor:
         """
         Encode compounds by name, or molecules by SMILES.
 
         Args:
             compounds (`Sequence[str]`, *optional*): Known names.
             smiles (`Sequence[str]`, *optional*): Any molecules; give either this or `compounds`.
+            concentrations (`Sequence[float]`, *optional*):
+                One for each, in uM; needed with `log_dose`, and refused without. The last column is their log10, and
+                log10 of `NO_DOSE` = -6 where the concentration is 0 or the compound is the control.
 
         Returns:
-            `torch.Tensor` of shape `(N, num_bits)`, on the encoder's device.
+            `torch.Tensor` of shape `(N, condition_dim)`, on the encoder's device.
 
         Raises:
-            ValueError: For an unknown name or an unreadable SMILES, or if neither or both arguments are given.
+            ValueError: For an unknown name or an unreadable SMILES, if neither or both of these arguments are given,
+                or for concentrations that are missing, not wanted, negative, not finite, or above 0 but not above
+                `NO_DOSE`.
         """
         if (compounds is None) == (smiles is None):
             raise ValueError("give either compound names or SMILES")
+        if self.config.log_dose != (concentrations is not None):
+            need = "needs concentrations" if self.config.log_dose else "takes no concentrations"
+            raise ValueError(f"an encoder with log_dose={self.config.log_dose} {need}")
         if compounds is not None:
-            return self.fingerprints[[self._row(name) for name in compounds]]
-        counts = [morgan_counts(s, self.config.radius, self.config.num_bits) for s in smiles]
-        return torch.from_numpy(np.stack(counts)).to(self.fingerprints)
+            conditions = self.fingerprints[[self._row(name) for name in compounds]]
+        else:
+            counts = [morgan_counts(s, self.config.radius, self.config.num_bits) for s in smiles]
+            conditions = torch.from_numpy(np.stack(counts)).to(self.fingerprints)
+        if concentrations is None:
+            return conditions
+        doses = _log_doses(concentrations, compounds if compounds is not None else smiles)
+        return torch.cat([conditions, torch.from_numpy(doses).to(conditions)[:, None]], dim=1)
 
     def moa(self, compound: str) -> str | None:
         """Mechanism of action of a known compound, or `None` where the table has none."""
         return self.config.compounds[self.names[self._row(compound)]].get("moa") or None
+
+
+def _log_doses(concentrations: Sequence[float], names: Sequence[str]) -> np.ndarray:
+    """log10 of each concentration in uM, that of `NO_DOSE` for none and for the control."""
+    doses = np.asarray(concentrations, dtype=np.float64)
+    if doses.shape != (len(names),):
+        raise ValueError(f"{len(names)} compounds need as many concentrations, got shape {doses.shape}")
+    bad = ~np.isfinite(doses) | (doses < 0) | ((doses > 0) & (doses <= NO_DOSE))
+    if bad.any():
+        i = int(np.flatnonzero(bad)[0])
+        raise ValueError(
+            f"concentration {doses[i]} of {names[i]!r} (number {i}) must be 0 or a finite number of uM above {NO_DOSE}"
+        )
+    is_control = np.array([name == CONTROL for name in names], dtype=bool)
+    return np.log10(np.where(is_control | (doses == 0), NO_DOSE, doses))
 
 
 def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]]) -> CompoundEncoder:
@@ -122,9 +234,16 @@ def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]]) -> CompoundEn
     Build an encoder that knows the 35 compounds of BBBC021 and those of a data set.
 
     Args:
-        dataset_compounds (`Sequence[tuple[str, str, str]]`): Name, SMILES and MoA (or an empty string) of each.
+        dataset_compounds (`Sequence[tuple[str, str, str]]`):
+            Name, SMILES and MoA of each; a compound may be there several times, with "" at doses without a known MoA.
+
+    Raises:
+        ValueError: For a compound without a SMILES, or with one that RDKit cannot read.
     """
     table = known_compounds().to_dict(orient="index")
     for name, smiles, moa in dataset_compounds:
-        table[name] = {"smiles": smiles, "moa": CONTROL if name == CONTROL else moa}
+        if not smiles:
+            raise ValueError(f"compound {name!r} has no SMILES, which its condition is made from")
+        known = table.get(name, {}).get("moa", "")
+        table[name] = {"smiles": smiles, "moa": CONTROL if name == CONTROL else moa or known}
     return CompoundEncoder(compounds=table)
