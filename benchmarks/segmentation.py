@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from skimage.measure import perimeter_crofton, regionprops
 
-from cellfluxrl.data.bbbc021 import normalize_plate, resize_crops
+from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.rewards.measurements import measure
 from cellfluxrl.rewards.segmentation import WatershedSegmenter
@@ -23,8 +23,8 @@ DEFAULT_REAL_DATA = Path(__file__).parents[2] / "shared" / "bbbc021_real"
 
 def real_crops(path: Path) -> np.ndarray:
     """Return (COUNT, 3, SIZE, SIZE) crops of a plate, scaled to [0, 1] as in training."""
-    crops = normalize_plate(np.load(path)["image"])[:COUNT]
-    return np.ascontiguousarray(resize_crops(crops, SIZE).transpose(0, 3, 1, 2))
+    crops = normalize_plate(np.load(path)["image"].transpose(0, 3, 1, 2), SIZE)[:COUNT]
+    return (crops / 255).astype(np.float32)
 
 
 def simulated_crops() -> np.ndarray:

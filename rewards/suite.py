@@ -12,8 +12,8 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
+from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images
-from cellfluxrl.data.pairs import stack_images
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.models.moa_classifier import MoAClassifier
@@ -123,7 +123,8 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
-        vectors = suite._raw_vectors(as_model_images(stack_images(real_dataset), channels), index)[0]
+        images = open_images(real_dataset)[:]
+        vectors = suite._raw_vectors(as_model_images(images, channels), index)[0]
         for k, moa in enumerate(suite.moas):
             own = vectors[index == k]
             if len(own) < 2:
@@ -138,7 +139,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 chosen = torch.randint(len(own), (REFERENCE_SIZE,), generator=generator)
             suite.reference[k] = (own[chosen] - suite.mean[k]) / suite.std[k]
 
-        scores = suite(stack_images(real_dataset), moa=moas)
+        scores = suite(images, moa=moas)
         suite._set_weights(scores, index)
         return suite
 

@@ -14,7 +14,7 @@ import yaml
 
 from cellfluxrl.errors import unknown_name
 
-SECTIONS = ("pretrain", "moa", "rl", "demo")
+SECTIONS = ("data", "pretrain", "moa", "rl", "demo")
 
 
 def option(default: Any, help: str) -> Any:
@@ -28,8 +28,10 @@ def option(default: Any, help: str) -> Any:
 class SharedArguments:
     """What every training script takes; in a YAML file these may stand outside the sections."""
 
-    dataset_name: str = option("simulated", "'simulated', or 'bbbc021' with --data_dir")
-    data_dir: str | None = option(None, "folder with one PLATE.npz of crops a plate")
+    dataset_name: str = option(
+        "simulated", "'simulated', 'crops' with --data_dir, or a built data set: its folder or its name on the Hub"
+    )
+    data_dir: str | None = option(None, "for 'crops': folder with one PLATE.npz a plate")
     test_plates: list[str] | None = option(None, "plates of the test split; default: the last treated plate")
     image_size: int = option(48, "height and width of the crops in pixels")
     simulated_cells_per_moa: int = option(400, "simulated treated cells of each MoA, and controls of each plate")
@@ -42,7 +44,7 @@ class SharedArguments:
     cpu: bool = option(False, "stay on the CPU even where a GPU is found")
 
 
-T = TypeVar("T", bound=SharedArguments)
+T = TypeVar("T")
 
 
 def parse_arguments(cls: type[T], section: str, description: str, argv: Sequence[str] | None = None) -> T:
@@ -50,7 +52,7 @@ def parse_arguments(cls: type[T], section: str, description: str, argv: Sequence
     Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of precedence.
 
     In the YAML file the fields of [`SharedArguments`] stand at the top level, those of a script in a section named
-    `pretrain`, `moa`, `rl` or `demo`, so that one file serves all scripts.
+    `data`, `pretrain`, `moa`, `rl` or `demo`, so that one file serves all scripts.
 
     Raises:
         ValueError: For a key of the YAML file that is not known, with the nearest match.
@@ -81,7 +83,7 @@ def _argparse_type(hint: Any) -> dict[str, Any]:
     return {"type": hint}
 
 
-def _read_yaml(path: Path, cls: type[SharedArguments], section: str) -> dict[str, Any]:
+def _read_yaml(path: Path, cls: type, section: str) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {str(path)!r} is not a file")
     try:
@@ -96,7 +98,8 @@ def _read_yaml(path: Path, cls: type[SharedArguments], section: str) -> dict[str
             continue
         if key not in shared:
             raise unknown_name(f"key in {path}", key, shared | set(SECTIONS))
-        values[key] = value
+        if key in own:
+            values[key] = value
     for key, value in _mapping(content.get(section), f"section {section!r} of {path}").items():
         if key not in own:
             raise unknown_name(f"key in section {section!r} of {path}", key, own)

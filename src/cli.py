@@ -11,6 +11,7 @@ from cellfluxrl import __version__
 from cellfluxrl.errors import unknown_name
 
 COMMANDS = {
+    "data": ("cellfluxrl.data.command", "build, look at and publish data sets of cells"),
     "demo": ("cellfluxrl.training.demo", "the whole chain on simulated or real cells, ending with a report"),
     "pretrain": ("cellfluxrl.training.pretrain", "pretrain the velocity network from control to treated cells"),
     "moa": ("cellfluxrl.training.moa", "train a classifier of the mechanism of action"),

@@ -19,7 +19,8 @@ from cellfluxrl import (
     SimulatedCells,
 )
 from cellfluxrl.data.compounds import CONTROL, MOAS
-from cellfluxrl.data.pairs import images_to_tensor, stack_images
+from cellfluxrl.data.image_store import open_images
+from cellfluxrl.data.pairs import images_to_tensor
 
 IMAGE_SIZE = 16
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -101,4 +102,4 @@ def pipeline(suite) -> CellFluxRLPipeline:
 def controls(simulated_cells) -> torch.Tensor:
     """Three control cells, float32 of shape (3, 3, 16, 16) in [-1, 1]."""
     cells = simulated_cells["test"].filter(lambda row: row["is_control"]).take(3)
-    return images_to_tensor(stack_images(cells))
+    return images_to_tensor(open_images(cells)[:])

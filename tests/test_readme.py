@@ -1,4 +1,4 @@
-"""Every training command of the README runs as it is written there, with sizes that a test can afford appended."""
+"""The commands of the README run as they are written there, with sizes that a test can afford appended."""
 
 import os
 import re
@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pandas as pd
 import pytest
+from data.synthetic_plate import published_rows, write_plate, write_tables
+from file_server import FileServer
+from hub_server import HubServer
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -55,3 +59,29 @@ def test_the_training_commands_run_one_after_the_other(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "runs/rl/model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_data_commands_run_one_after_the_other(tmp_path: Path) -> None:
+    data = [shlex.split(command)[1:] for command in commands() if command.startswith("cellfluxrl data")]
+    assert [command[1] for command in data] == ["build", "info", "push"]
+    plates = data[0][data[0].index("--plates") + 1 : data[0].index("--output_dir")]
+    rows = [published_rows(plate, seed=number) for number, plate in enumerate(plates)]
+    for number, plate_rows in enumerate(rows):
+        plate_rows["ImageNumber"] += 240 * number
+        write_plate(tmp_path / "web", plate_rows, shape=(256, 320), cells_per_field=6)
+    write_tables(tmp_path / "web", pd.concat(rows))
+    with FileServer(tmp_path / "web") as web, HubServer() as hub:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", **hub.environment(tmp_path / "home")}
+        for command, extra in zip(data, (["--base_url", web.url], [], []), strict=True):
+            done = subprocess.run(
+                [sys.executable, "-m", "cellfluxrl.cli", *command, *extra],
+                cwd=tmp_path,
+                capture_output=True,
+                text=True,
+                timeout=300,
+                env=environment,
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
+        assert f"datasets/{data[2][-1]}" in hub.repos
+    assert (tmp_path / data[1][-1] / "contact_sheet.png").is_file()

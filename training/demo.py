@@ -46,7 +46,7 @@ from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa, pretrain, rl
-from cellfluxrl.training.common import load_cells, make_accelerator
+from cellfluxrl.training.common import load_labelled_cells, make_accelerator
 
 CONFIGS = files("cellfluxrl.training") / "configs"
 SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
@@ -321,7 +321,7 @@ def run(args: DemoArguments, config: str) -> Evaluation:
     started = time.perf_counter()
     folder, stages = Path(args.output_dir), Stages()
     accelerator = make_accelerator(args)
-    cells = stages.run("data", load_cells, args)
+    cells = stages.run("data", load_labelled_cells, args)
     held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.eval_controls, args.seed)
     claim_output_dir(args, config)
 

@@ -23,11 +23,12 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cellfluxrl.arguments import SharedArguments, option, parse_arguments
-from cellfluxrl.data.pairs import images_to_tensor, random_dihedral, stack_images
+from cellfluxrl.data.image_store import open_images
+from cellfluxrl.data.pairs import images_to_tensor, random_dihedral
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration_error
 from cellfluxrl.seeding import seeded_generator
-from cellfluxrl.training.common import Log, load_cells, make_accelerator
+from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
 
 
 @dataclass
@@ -60,7 +61,7 @@ def fit_temperature(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 def held_out_metrics(classifier: MoAClassifier, cells: datasets.Dataset) -> dict[str, float]:
     """Accuracy, balanced accuracy and expected calibration error."""
-    logits, _ = predict(classifier, torch.from_numpy(stack_images(cells)))
+    logits, _ = predict(classifier, torch.from_numpy(open_images(cells)[:]))
     labels = classifier.class_indices(cells["moa"])
     probabilities = logits.softmax(dim=1)
     correct = (probabilities.argmax(dim=1) == labels).float()
@@ -77,9 +78,9 @@ def train(
     args: MoAArguments, accelerator: Accelerator, cells: datasets.DatasetDict | None = None
 ) -> tuple[MoAClassifier, dict[str, float]]:
     """Train, calibrate, report on the held-out plates and save; returns the classifier and its metrics."""
-    cells = cells or load_cells(args)
+    cells = cells or load_labelled_cells(args)
     channel_names = channel_names_of(cells["train"])
-    images = torch.from_numpy(stack_images(cells["train"]))
+    images = open_images(cells["train"])
     moas = sorted(set(cells["train"]["moa"]))
     torch.manual_seed(args.seed)
     classifier = MoAClassifier(moas=moas, channel_names=list(channel_names), width=args.width)
@@ -102,7 +103,7 @@ def train(
     for step in progress:
         generator = seeded_generator(args.seed, "classifier", step)
         drawn = kept[torch.multinomial(class_weights[labels[kept]], batch_size, replacement=True, generator=generator)]
-        batch = random_dihedral(images_to_tensor(images[drawn]), generator)[share].to(accelerator.device)
+        batch = random_dihedral(images_to_tensor(images[drawn.numpy()]), generator)[share].to(accelerator.device)
         logits = model(batch, return_dict=False)[0]
         target = labels[drawn][share].to(logits.device)
         loss = F.cross_entropy(logits, target, label_smoothing=args.label_smoothing)
@@ -116,7 +117,7 @@ def train(
 
     # The accelerator wrapped the forward pass for training; calibration and use are in float32.
     classifier = accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
-    logits, _ = predict(classifier, images[held])
+    logits, _ = predict(classifier, torch.from_numpy(images[held.numpy()]))
     classifier.temperature.fill_(fit_temperature(logits, labels[held]))
     metrics = held_out_metrics(classifier, cells["test"]) | {"temperature": float(classifier.temperature)}
     if accelerator.is_main_process:

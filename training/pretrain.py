@@ -1,16 +1,17 @@
 """Pretrain the velocity network by flow matching from control to treated cells.
 
     accelerate launch training/pretrain.py --config training/configs/simulated.yaml
-    accelerate launch -m cellfluxrl.training.pretrain --dataset_name bbbc021 --data_dir crops --output_dir runs/base
+    accelerate launch -m cellfluxrl.training.pretrain --dataset_name crops --data_dir crops --output_dir runs/base
 
 Writes a pipeline that `CellFluxPipeline.from_pretrained` loads (EMA weights), checkpoints, and log.jsonl.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from diffusers.optimization import get_cosine_schedule_with_warmup
+from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
 from cellfluxrl.arguments import SharedArguments, option, parse_arguments
@@ -43,6 +45,7 @@ class PretrainArguments(SharedArguments):
     preset: str = option("small", "preset of CellFluxUNet2DModel")
     pretrained_model_name_or_path: str | None = option(None, "a pipeline to go on from, instead of a new network")
     train_batch_size: int = option(32, "pairs a step and process")
+    dataloader_num_workers: int = option(0, "processes that read ahead; 0: the training process reads")
     max_train_steps: int = option(1000, "optimisation steps")
     learning_rate: float = option(1e-3, "peak rate; it falls to zero along a cosine")
     lr_warmup_steps: int = option(50, "steps over which the rate rises from zero")
@@ -74,8 +77,8 @@ class FlowBatch:
     condition: torch.Tensor
     condition_mask: torch.Tensor
 
-    def to(self, device: torch.device, rows: slice = slice(None)) -> FlowBatch:
-        return FlowBatch(**{name: value[rows].to(device) for name, value in vars(self).items()})
+    def to(self, device: torch.device) -> FlowBatch:
+        return FlowBatch(**{name: value.to(device) for name, value in vars(self).items()})
 
 
 def draw_times(count: int, generator: torch.Generator, mean: float = 1.2, std: float = 1.2) -> torch.Tensor:
@@ -87,21 +90,20 @@ def draw_flow_batch(
     pairs: PairBatch,
     condition: torch.Tensor,
     scheduler: CellFluxFlowMatchScheduler,
-    generator: torch.Generator,
+    generators: list[torch.Generator],
     source_noise_probability: float = 1.0,
     condition_dropout: float = 0.0,
     time_logit_mean: float = 1.2,
     time_logit_std: float = 1.2,
 ) -> FlowBatch:
-    """Draw noise, time and condition dropout for each pair: all of them per sample."""
-    count = len(pairs.control)
-    noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
-    noisy = torch.rand(count, generator=generator) < source_noise_probability
-    source = pairs.control + noise * noisy[:, None, None, None]
-    time = draw_times(count, generator, time_logit_mean, time_logit_std)
+    """Draw noise, time and condition dropout for each pair, from its own generator."""
+    noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generators)
+    noise_draw, dropout_draw = torch.stack([torch.rand(2, generator=g) for g in generators], dim=1)
+    time = torch.cat([draw_times(1, g, time_logit_mean, time_logit_std) for g in generators])
+    source = pairs.control + noise * (noise_draw < source_noise_probability)[:, None, None, None]
     t = time[:, None, None, None]
-    mask = torch.rand(count, generator=generator) >= condition_dropout
-    return FlowBatch((1 - t) * source + t * pairs.treated, time, source, pairs.treated, condition, mask)
+    sample = (1 - t) * source + t * pairs.treated
+    return FlowBatch(sample, time, source, pairs.treated, condition, dropout_draw >= condition_dropout)
 
 
 def flow_matching_loss(model: torch.nn.Module, batch: FlowBatch, prediction_type: str) -> torch.Tensor:
@@ -160,27 +162,38 @@ class Pretrainer:
         self.model, self.optimizer = accelerator.prepare(unet, optimizer)
         self.done = 0
 
-    def draw(self, generator: torch.Generator, count: int, condition_dropout: float) -> FlowBatch:
-        """Draw pairs and points on the paths between them."""
-        args, drawn = self.args, self.pairs.draw(count, generator)
+    def batches(self) -> Iterator[PairBatch]:
+        """This process' pairs for the steps from `done` on, epoch after epoch."""
+        args, rank, world_size = self.args, self.accelerator.process_index, self.accelerator.num_processes
+        start, first = divmod(self.done, self.pairs.steps_per_epoch(args.train_batch_size, world_size))
+        for epoch in itertools.count(start):
+            batches = self.pairs.epoch_batches(args.train_batch_size, args.seed, epoch, rank, world_size)
+            remaining = Subset(batches, range(first, len(batches)))
+            yield from DataLoader(remaining, batch_size=None, num_workers=args.dataloader_num_workers)
+            first = 0
+
+    def flow_batch(self, pairs: PairBatch, generators: list[torch.Generator], condition_dropout: float) -> FlowBatch:
+        """Draw points on the paths between pairs, on the device."""
+        args = self.args
         return draw_flow_batch(
-            drawn,
-            self.conditions[drawn.condition],
+            pairs,
+            self.conditions[pairs.condition],
             self.scheduler,
-            generator,
+            generators,
             args.source_noise_probability,
             condition_dropout,
             args.time_logit_mean,
             args.time_logit_std,
-        )
+        ).to(self.accelerator.device)
 
-    def step(self) -> dict[str, torch.Tensor | float]:
-        """Take one optimisation step: every process draws the global batch from (seed, step) and takes its share."""
+    def step(self, pairs: PairBatch) -> dict[str, torch.Tensor | float]:
+        """Take one optimisation step on this process' share of the global batch."""
         args, accelerator = self.args, self.accelerator
         rank, size = accelerator.process_index, args.train_batch_size
-        generator = seeded_generator(args.seed, "pretraining", self.done)
-        batch = self.draw(generator, size * accelerator.num_processes, args.condition_dropout)
-        batch = batch.to(accelerator.device, slice(rank * size, (rank + 1) * size))
+        # A generator for each pair of the global batch: the numbers do not depend on how many processes share it.
+        mine = range(rank * size, (rank + 1) * size)
+        generators = [seeded_generator(args.seed, "pretraining", self.done, i) for i in mine]
+        batch = self.flow_batch(pairs, generators, args.condition_dropout)
         torch.manual_seed(args.seed + 1_000_003 * (self.done + 1) + rank)  # the network's dropout
         with accelerator.autocast():
             loss = flow_matching_loss(self.model, batch, self.unet.config.prediction_type).mean()
@@ -196,7 +209,8 @@ class Pretrainer:
     def condition_use(self) -> dict[str, float]:
         """How much the averaged network listens to the compound, on pairs that are the same in every run."""
         generator = seeded_generator(self.args.seed, "condition use")
-        batch = self.draw(generator, 256, 0.0).to(self.accelerator.device)
+        generators = [seeded_generator(self.args.seed, "condition use", i) for i in range(256)]
+        batch = self.flow_batch(self.pairs.draw(256, generator), generators, 0.0)
         velocity = batch.target - batch.source
         return condition_use(self.average, batch.sample, batch.time, batch.condition, velocity, generator)
 
@@ -226,7 +240,8 @@ def train(
     # 1. Data, network, scheduler
     cells = cells or load_cells(args)
     encoder = encoder_of(cells)
-    pairs = ControlTreatedPairs(cells["train"])
+    with accelerator.local_main_process_first():  # it decodes the images, the others find them
+        pairs = ControlTreatedPairs(cells["train"])
     conditions = encoder.encode(pairs.conditions["compound"].tolist())
     scheduler = CellFluxFlowMatchScheduler(
         solver=args.solver,
@@ -252,8 +267,9 @@ def train(
         desc="pretraining",
         disable=not accelerator.is_main_process,
     )
+    batches = trainer.batches()
     while trainer.done < args.max_train_steps:
-        values = trainer.step()
+        values = trainer.step(next(batches))
         last = trainer.done == args.max_train_steps
         if last or trainer.done % args.log_steps == 0:
             values = {name: float(value) for name, value in values.items()}

@@ -32,7 +32,7 @@ from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.rewards.suite import FORMS, RewardSuite
 from cellfluxrl.rl.trainer import NFTSettings, NFTTrainer, Starts
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
-from cellfluxrl.training.common import Log, load_cells, make_accelerator
+from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
 from cellfluxrl.training.pretrain import draw_times
 
 
@@ -135,7 +135,7 @@ def train(
         raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
     if suite is None and (args.rewards is None) == (args.classifier is None):
         raise ValueError("give either --rewards, a fitted suite, or --classifier, to fit one with")
-    cells = cells or load_cells(args)
+    cells = cells or load_labelled_cells(args)
     if pipeline is None:
         pipeline = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
     suite = (suite or load_suite(args, cells)).to(accelerator.device)

@@ -4,11 +4,21 @@ import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from cellfluxrl import BBBC021, CompoundEncoder, ControlTreatedPairs
-from cellfluxrl.data.bbbc021 import CROP_FIELDS, normalize_plate, resize_crops
 from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
+from cellfluxrl.data.normalization import (
+    apply_stretch,
+    intensity_histogram,
+    normalize_plate,
+    plate_stretch,
+    resize_crops,
+)
 from cellfluxrl.data.schema import CHANNEL_NAMES, cell_features
+from cellfluxrl.data.sources.crops import ARRAYS
 
 IMAGE_SIZE = 16
 CELLS_PER_COMPOUND = 25
@@ -57,7 +67,7 @@ def real_crops(bbbc021_dir, tmp_path_factory):
         with np.load(bbbc021_dir / f"{plate}.npz") as archive:
             compound = archive["compound"]
             rows = np.concatenate([np.flatnonzero(compound == c)[:CELLS_PER_COMPOUND] for c in np.unique(compound)])
-            np.savez(folder / f"{plate}.npz", **{field: archive[field][rows] for field in CROP_FIELDS})
+            np.savez(folder / f"{plate}.npz", **{field: archive[field][rows] for field in ARRAYS})
     return folder
 
 
@@ -135,8 +145,9 @@ def test_morgan_counts_are_cellflux_s_for_all_compounds(bbbc021_dir):
 
 def test_a_plate_is_stretched_between_percentiles_of_all_its_cells():
     random = np.random.default_rng(0)
-    dim, bright = random.integers(0, 400, (40, 8, 8, 3)), random.integers(1600, 4000, (40, 8, 8, 3))
-    plate = normalize_plate(np.concatenate([dim, bright]).astype(np.uint16))
+    dim, bright = random.integers(0, 400, (40, 3, 8, 8)), random.integers(1600, 4000, (40, 3, 8, 8))
+    crops = np.concatenate([dim, bright]).astype(np.uint16)
+    plate = apply_stretch(crops, plate_stretch(intensity_histogram(crops)))
     assert plate.min() == 0
     assert plate.max() == 1
     assert (plate[40:] == 1).mean() < 0.01
@@ -144,23 +155,39 @@ def test_a_plate_is_stretched_between_percentiles_of_all_its_cells():
 
 
 def test_the_stretch_is_one_for_all_cells_of_a_channel():
-    crops = np.random.default_rng(0).integers(0, 4096, (30, 8, 8, 3)).astype(np.uint16)
-    low, high = np.percentile(np.sqrt(crops[..., 1]), [0.5, 99.7])
-    expected = np.clip((np.sqrt(crops[..., 1]) - low) / (high - low), 0, 1)
-    np.testing.assert_allclose(normalize_plate(crops)[..., 1], expected, atol=1e-5)
+    crops = np.random.default_rng(0).integers(0, 4096, (30, 3, 8, 8)).astype(np.uint16)
+    roots = np.sqrt(crops[:, 1])
+    low, high = np.percentile(roots, [0.5, 99.7])
+    expected = np.round(255 * np.clip((roots - low) / (high - low), 0, 1))
+    np.testing.assert_allclose(normalize_plate(crops, 8)[:, 1], expected, atol=1)
 
 
-def test_a_dark_channel_stays_finite():
-    assert np.isfinite(normalize_plate(np.zeros((2, 4, 4, 3), dtype=np.uint16))).all()
+@given(
+    arrays(np.uint16, st.tuples(st.integers(1, 9), st.just(2), st.integers(1, 5), st.integers(1, 5))),
+    st.integers(1, 4),
+)
+def test_percentiles_are_numpy_s(crops, scale):
+    crops = crops // scale
+    stretch = plate_stretch(intensity_histogram(crops))
+    for channel in (0, 1):
+        roots = np.sqrt(crops[:, channel].astype(np.float32))
+        low, high = np.percentile(roots, [0.5, 99.7])
+        expected = np.clip((roots - low) / max(high - low, 1e-6), 0, 1)
+        if high - low > 1e-3:
+            np.testing.assert_allclose(apply_stretch(crops, stretch)[:, channel], expected, atol=1e-3)
+
+
+def test_a_dark_channel_stays_dark():
+    assert not normalize_plate(np.zeros((2, 3, 4, 4), dtype=np.uint16), 4).any()
 
 
 def test_crops_are_resized_in_place_and_keep_their_range():
-    crops = np.zeros((2, 20, 20, 3), dtype=np.float32)
-    crops[:, :10] = 1
+    crops = np.zeros((2, 3, 20, 20), dtype=np.float32)
+    crops[:, :, :10] = 1
     smaller = resize_crops(crops, 10)
-    assert smaller.shape == (2, 10, 10, 3)
-    np.testing.assert_allclose(smaller[:, :4], 1, atol=0.01)
-    np.testing.assert_allclose(smaller[:, 6:], 0, atol=0.01)
+    assert smaller.shape == (2, 3, 10, 10)
+    np.testing.assert_allclose(smaller[:, :, :4], 1, atol=0.01)
+    np.testing.assert_allclose(smaller[:, :, 6:], 0, atol=0.01)
     assert resize_crops(smaller, 10) is smaller
 
 
@@ -168,7 +195,7 @@ def test_crops_are_resized_in_place_and_keep_their_range():
 
 
 def test_plates_can_be_held_out_by_name(crops_dir, tmp_path):
-    cells = build(crops_dir, tmp_path / "cache", test_plates=("plate_0", "plate_1"))
+    cells = build(crops_dir, tmp_path / "cache", held_out=("plate_0", "plate_1"))
     assert set(cells["test"]["plate"]) == {"plate_0", "plate_1"}
     assert set(cells["train"]["plate"]) == {"plate_2"}
 
@@ -192,7 +219,7 @@ def test_a_single_treated_plate_is_not_held_out(tmp_path):
 
 def test_an_unknown_plate_is_refused_with_the_nearest(crops_dir, tmp_path):
     with pytest.raises(ValueError, match=r"unknown plate 'plate_11'; did you mean 'plate_1'\?"):
-        build(crops_dir, tmp_path / "cache", test_plates=("plate_11",))
+        build(crops_dir, tmp_path / "cache", held_out=("plate_11",))
 
 
 # --- folders and files that cannot be used ---
@@ -217,13 +244,13 @@ def test_a_folder_without_plates_says_what_it_holds(tmp_path):
         build(tmp_path / "empty", tmp_path / "cache")
 
 
-@pytest.mark.parametrize("test_plates", [None, ("plate_0",)], ids=["default split", "named split"])
+@pytest.mark.parametrize("held_out", [(), ("plate_0",)], ids=["default split", "named split"])
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"no archive" * 9])
-def test_a_file_that_cannot_be_read_is_named(crops_dir, tmp_path, damage, test_plates):
+def test_a_file_that_cannot_be_read_is_named(crops_dir, tmp_path, damage, held_out):
     path = crops_dir / "plate_1.npz"
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(ValueError, match=r"plate_1.npz cannot be read as a plate of crops"):
-        build(crops_dir, tmp_path / "cache", test_plates=test_plates)
+        build(crops_dir, tmp_path / "cache", held_out=held_out)
 
 
 def test_bytes_flipped_inside_a_file_are_noticed(crops_dir, tmp_path):
@@ -235,7 +262,7 @@ def test_bytes_flipped_inside_a_file_are_noticed(crops_dir, tmp_path):
         build(crops_dir, tmp_path / "cache")
 
 
-@pytest.mark.parametrize("field", CROP_FIELDS)
+@pytest.mark.parametrize("field", ARRAYS)
 def test_a_missing_field_is_named(crops_dir, tmp_path, field):
     plate = random_plate()
     plate.pop(field)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from cellfluxrl import SimulatedCells
-from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
+from cellfluxrl.data.compounds import CELLFLUX_HELD_OUT, CONTROL, MOAS, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES, cell_features, channel_names_of
 
 
@@ -24,7 +24,7 @@ def test_the_schema_is_that_of_bbbc021(simulated_cells):
 
 
 def test_plates_are_never_shared_between_splits(tmp_path):
-    cells = build(tmp_path, num_plates=5, num_test_plates=2)
+    cells = build(tmp_path, num_plates=5, held_out=("simulated_3", "simulated_4"))
     assert set(cells["train"]["plate"]) == {"simulated_0", "simulated_1", "simulated_2"}
     assert set(cells["test"]["plate"]) == {"simulated_3", "simulated_4"}
     for name, split in cells.items():
@@ -56,8 +56,8 @@ def test_the_seed_decides_everything(tmp_path):
 
 
 def test_a_plate_does_not_depend_on_how_the_plates_are_split(tmp_path):
-    as_train = build(tmp_path, num_plates=3, num_test_plates=1)["train"]
-    as_test = build(tmp_path, num_plates=3, num_test_plates=2)["test"]
+    as_train = build(tmp_path, num_plates=3)["train"]
+    as_test = build(tmp_path, num_plates=3, held_out=("simulated_1", "simulated_2"))["test"]
     plate = "simulated_1"
     np.testing.assert_array_equal(
         images_of(as_train.filter(lambda row: row["plate"] == plate)),
@@ -65,7 +65,16 @@ def test_a_plate_does_not_depend_on_how_the_plates_are_split(tmp_path):
     )
 
 
-@pytest.mark.parametrize("num_test_plates", [0, 2, 3])
-def test_both_splits_need_a_plate(tmp_path, num_test_plates):
-    with pytest.raises(ValueError, match=f"num_test_plates must lie between 1 and .*= 1, got {num_test_plates}"):
-        build(tmp_path, num_test_plates=num_test_plates)
+def test_other_protocols_split_within_plates_and_share_no_control(tmp_path):
+    cells = build(tmp_path, controls_per_plate=16, split="cellflux")
+    tables = {name: split.remove_columns("image").to_pandas() for name, split in cells.items()}
+    assert set(tables["train"]["plate"]) == set(tables["test"]["plate"])
+    wells = [set(zip(table["plate"], table["well"], strict=True)) for table in tables.values()]
+    assert not wells[0] & wells[1]
+    assert set(tables["test"]["compound"]) - {CONTROL} <= set(CELLFLUX_HELD_OUT)
+
+
+@pytest.mark.parametrize("held_out", [("simulated_9",), ("simulated_0", "simulated_1")])
+def test_both_splits_need_a_plate(tmp_path, held_out):
+    with pytest.raises(ValueError, match=r"unknown plate 'simulated_9'|no treated cell is in the train split"):
+        build(tmp_path, held_out=held_out)

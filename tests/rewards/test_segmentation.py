@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 
-from cellfluxrl.data.bbbc021 import normalize_plate, resize_crops
+from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.rewards.measurements import measure, object_areas
 from cellfluxrl.rewards.segmentation import (
@@ -397,8 +397,8 @@ def test_measurements_follow_the_simulated_truth():
 
 @pytest.fixture(scope="module")
 def real_crops(bbbc021_dir):
-    crops = resize_crops(normalize_plate(np.load(bbbc021_dir / "Week4_27801.npz")["image"])[::20], 48)
-    return np.ascontiguousarray(crops.transpose(0, 3, 1, 2))
+    crops = np.load(bbbc021_dir / "Week4_27801.npz")["image"].transpose(0, 3, 1, 2)
+    return (normalize_plate(crops, 48)[::20] / 255).astype(np.float32)
 
 
 def test_masks_of_real_crops_do_not_depend_on_the_batch(real_crops):

@@ -5,8 +5,9 @@ import torch
 
 from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.compounds import CONTROL, MOAS
+from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
-from cellfluxrl.data.pairs import images_to_tensor, stack_images
+from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.rewards.energy import energy_rewards
 from cellfluxrl.rewards.measurements import STATISTICS, measure
 from cellfluxrl.rewards.suite import VECTOR
@@ -20,7 +21,7 @@ def treated(simulated_cells):
     names = cells["moa"]
     moas = [CONTROL, "DNA damage", "Protein synthesis"]
     rows = [i for moa in moas for i in [i for i, name in enumerate(names) if name == moa][:4]]
-    return images_to_tensor(stack_images(cells.select(rows))), [moa for moa in moas for _ in range(4)]
+    return images_to_tensor(open_images(cells.select(rows))[:]), [moa for moa in moas for _ in range(4)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_the_other_rewards_are_deviations_from_real_cells_of_the_mechanism(
     suite, simulated_cells, treated, scores, statistic
 ):
     cells = simulated_cells["train"]
-    real = torch.from_numpy(measure(suite.segment(stack_images(cells)))[statistic]).double()
+    real = torch.from_numpy(measure(suite.segment(open_images(cells)[:]))[statistic]).double()
     measured = torch.from_numpy(measure(suite.segment(treated[0]))[statistic]).double()
     names = cells["moa"]
     for i, moa in enumerate(treated[1]):
@@ -113,7 +114,7 @@ def test_fitting_twice_gives_one_suite(suite, simulated_cells):
 def test_statistics_of_the_fitted_cells_are_standardised(suite, simulated_cells):
     cells = simulated_cells["train"]
     index = suite.classifier.class_indices(cells["moa"])
-    vectors = suite.statistics(stack_images(cells), moa=cells["moa"])
+    vectors = suite.statistics(open_images(cells)[:], moa=cells["moa"])
     assert vectors.shape == (len(cells), len(VECTOR))
     for k in range(len(suite.moas)):
         own = vectors[index == k]

@@ -196,11 +196,11 @@ BAD_INPUT = {
         "unknown reward_form 'energie'; did you mean 'energy'?",
     ),
     "missing data folder": (
-        ["pretrain", "--dataset_name", "bbbc021", "--data_dir", "nowhere"],
+        ["pretrain", "--dataset_name", "crops", "--data_dir", "nowhere"],
         "data_dir 'nowhere' is not a folder",
     ),
-    "no data folder named": (["moa", "--dataset_name", "bbbc021"], "data_dir"),
-    "unknown data set": (["pretrain", "--dataset_name", "bbbc22"], "did you mean 'bbbc021'?"),
+    "no data folder named": (["moa", "--dataset_name", "crops"], "data_dir"),
+    "unknown data set": (["pretrain", "--dataset_name", "cops"], "did you mean 'crops'?"),
     "missing configuration": (["moa", "--config", "nowhere.yaml"], "--config 'nowhere.yaml' is not a file"),
     "missing checkpoint": (
         ["pretrain", "--preset", "tiny", "--resume_from_checkpoint", "nowhere"],

@@ -1,0 +1,90 @@
+"""What a source of cells gives: the fields of view it knows, and, plate by plate, crops with their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+
+FIELD_COLUMNS = (
+    "compound",
+    "smiles",
+    "concentration",
+    "moa",
+    "plate",
+    "well",
+    "site",
+    "replicate",
+    "field",
+    "is_control",
+)
+ROW_COLUMNS = (*FIELD_COLUMNS, "cell_id", "x", "y")
+
+T = TypeVar("T")
+R = TypeVar("R")
+Map = Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]
+"""Like the built-in `map`, in order; a pool of processes has one that works ahead."""
+
+
+@dataclass(frozen=True)
+class Cells:
+    """
+    Crops of one plate.
+
+    Args:
+        images (`numpy.ndarray` of shape `(N, C, H, W)`): uint8.
+        rows (`pandas.DataFrame`): One row a crop with the columns of the cell schema, less `image`; `split` only
+            where one is published.
+    """
+
+    images: np.ndarray
+    rows: pd.DataFrame
+
+
+@dataclass
+class PlateLog:
+    """What happened on the way from one plate to its crops; goes into the build report."""
+
+    fields: int = 0
+    cells: int = 0
+    near_border: int = 0
+    problems: list[dict[str, str]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def skip(self, field_name: str, reason: object) -> None:
+        """Count and name a field of view, or a crop, that could not be used."""
+        self.problems.append({"field": field_name, "reason": str(reason)})
+
+
+class Source(Protocol):
+    """
+    Attributes:
+        channel_names: The image channels, in order.
+        image_size: Height and width of the crops in pixels.
+        fields: One row a field of view with `FIELD_COLUMNS`, `batch`, and `split` where one is published.
+        settings: What the crops depend on; a build goes on only with the same.
+    """
+
+    channel_names: tuple[str, ...]
+    image_size: int
+    fields: pd.DataFrame
+    settings: dict[str, Any]
+
+    def read(
+        self, plate: str, log: PlateLog, scratch: Path, map: Map = map, progress: Callable[[int], Any] = int
+    ) -> Iterator[Cells]:
+        """
+        Yield the crops of one plate in a fixed order.
+
+        Args:
+            plate (`str`): One of `fields["plate"]`.
+            log (`PlateLog`): Takes counts, and the names of what cannot be read.
+            scratch (`Path`): An empty folder for what has to wait.
+            map: The built-in `map`, or that of a pool of processes.
+            progress: Called with the number of fields of view that are done.
+        """
+        ...
