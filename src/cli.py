@@ -54,8 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print(
-            "\ncellfluxrl: interrupted; finished checkpoints are kept: --resume_from_checkpoint latest goes on "
-            "(a demo does so by itself)",
+            "\ncellfluxrl: interrupted; what is finished is kept: the same command goes on (a training script with "
+            "--resume_from_checkpoint latest)",
             file=sys.stderr,
         )
         return 130

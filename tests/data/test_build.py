@@ -299,7 +299,12 @@ def pixels(content: bytes) -> np.ndarray:
     return tifffile.imread(io.BytesIO(content))
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
+OFTEN = ("cut short", "missing", "all of 8 bits", "all of another size")
+
+
+@pytest.mark.parametrize(
+    "damage", [*OFTEN, *(pytest.param(d, marks=pytest.mark.slow) for d in DAMAGES if d not in OFTEN)]
+)
 def test_a_damaged_field_is_skipped_and_named(tiny, tiny_built, tmp_path, capsys, damage):
     spoil, channel, reason = DAMAGES[damage]
     field = first_field(tiny, TINY[0])
@@ -420,7 +425,7 @@ def test_archives_in_a_folder_that_cannot_be_written_to(tiny, tiny_built, tmp_pa
     assert contents(tmp_path / "out") == contents(tiny_built)
 
 
-@pytest.mark.parametrize("where", ["shard", "scratch", "footer"])
+@pytest.mark.parametrize("where", ["shard", "footer", pytest.param("scratch", marks=pytest.mark.slow)])
 def test_a_full_disk_is_an_error_and_finished_plates_are_kept(tiny, tiny_built, tmp_path, capsys, monkeypatch, where):
     full = OSError(errno.ENOSPC, "No space left on device")
     target, name = {
