@@ -8,12 +8,17 @@ from typing import Any
 
 import torch
 
-from cellfluxrl.data.images import ImageBatch, as_model_images
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.evaluation.selection import select_best, select_match
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
-from cellfluxrl.pipelines.cellflux import CellFluxPipeline, CellFluxPipelineOutput, convert_images
+from cellfluxrl.pipelines.cellflux import (
+    OUTPUT_TYPES,
+    CellFluxPipeline,
+    CellFluxPipelineOutput,
+    convert_images,
+)
+from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
@@ -36,7 +41,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         >>> out.images[0], out.rewards["containment"][0], out.selected[0]                          # doctest: +SKIP
     """
 
-    model_cpu_offload_seq = "encoder->unet->rewards"
+    model_cpu_offload_seq = "unet->rewards"
     _optional_components = ["rewards"]
 
     def __init__(
@@ -52,11 +57,11 @@ class CellFluxRLPipeline(CellFluxPipeline):
     @torch.no_grad()
     def __call__(
         self,
-        control_images: ImageBatch,
+        control_images: ControlImages,
         compound: str | Sequence[str] | None = None,
-        concentration: float | None = None,
+        concentration: float | Sequence[float] | None = None,
         smiles: str | Sequence[str] | None = None,
-        num_inference_steps: int = 20,
+        num_inference_steps: int = 10,
         guidance_scale: float = 1.2,
         num_images_per_control: int = 1,
         best_of_n: int = 1,
@@ -66,6 +71,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         output_type: str = "pil",
         return_trajectory: bool = False,
         return_dict: bool = True,
+        compound_embeds: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CellFluxPipelineOutput | tuple:
         """
@@ -76,7 +82,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             selection (`str`, defaults to `"best"`): `"best"` takes the highest combined reward; `"match"` chooses for
                 all controls of the call together the samples whose statistics follow the real distribution.
             moa (`str` or `Sequence[str]`, *optional*): The mechanism that the rewards expect; by default that of the
-                compound. Needed for a SMILES.
+                compound. Needed for a SMILES or an embedding.
             **kwargs: Everything else as in [`CellFluxPipeline.__call__`].
 
         Returns:
@@ -87,18 +93,20 @@ class CellFluxRLPipeline(CellFluxPipeline):
                 refuses.
         """
         # 1. Check the inputs
-        control = as_model_images(control_images, self.channel_names)
-        if best_of_n < 1:
-            raise ValueError(f"best_of_n must be at least 1, got {best_of_n}")
-        if selection not in SELECTIONS:
-            raise unknown_name("selection", selection, SELECTIONS)
-        candidates = num_images_per_control * best_of_n
-        self.check_inputs(control, compound, concentration, smiles, candidates, generator, output_type)
-        moas = self._expected_moas(len(control), compound, moa)
+        control = as_control_images(control_images, self.channel_names)
+        for name, number in (("num_images_per_control", num_images_per_control), ("best_of_n", best_of_n)):
+            if number < 1:
+                raise ValueError(f"{name} must be at least 1, got {number}")
+        for kind, name, allowed in (("selection", selection, SELECTIONS), ("output_type", output_type, OUTPUT_TYPES)):
+            if name not in allowed:
+                raise unknown_name(kind, name, allowed)
+        num_rows = self.count_rows(control, compound, smiles, compound_embeds, concentration)
+        moas = self._expected_moas(num_rows, compound, moa)
         if best_of_n > 1 and self.rewards is None:
             raise ValueError(f"best_of_n={best_of_n} needs rewards to choose by, and this pipeline has none")
         if best_of_n > 1 and moas is None:
-            raise ValueError(f"best_of_n={best_of_n} needs the MoA to expect of {compound or smiles!r}: pass moa=...")
+            treatment = "the embedding" if compound_embeds is not None else repr(compound or smiles)
+            raise ValueError(f"best_of_n={best_of_n} needs the MoA to expect of {treatment}: pass moa=...")
         if self.rewards is not None and moas is not None:
             strange = set(moas) - set(self.rewards.moas)
             if strange and moa is None and best_of_n == 1:
@@ -115,10 +123,11 @@ class CellFluxRLPipeline(CellFluxPipeline):
             smiles=smiles,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,
-            num_images_per_control=candidates,
+            num_images_per_control=num_images_per_control * best_of_n,
             generator=generator,
             output_type="pt",
             return_trajectory=return_trajectory,
+            compound_embeds=compound_embeds,
             **kwargs,
         )
         images, trajectory = generated.images, generated.trajectory
@@ -130,10 +139,11 @@ class CellFluxRLPipeline(CellFluxPipeline):
             selected = self._select(images, expected, best_of_n, selection)
             rows = torch.arange(len(selected)) * best_of_n + selected
             images = images[rows.to(images.device)]
-            trajectory = trajectory[:, rows.to(images.device)] if return_trajectory else None
+            trajectory = None if trajectory is None else trajectory[:, rows.to(images.device)]
 
         # 4. Score what was chosen, and convert
         rewards = self.rewards(images, moa=expected) if self.rewards is not None and moas is not None else None
+        self.maybe_free_model_hooks()
         output = CellFluxPipelineOutput(
             images=convert_images(images, output_type), rewards=rewards, selected=selected, trajectory=trajectory
         )
@@ -152,7 +162,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if isinstance(moa, str):
             return [moa] * count
         if len(moa) != count:
-            raise ValueError(f"moa must be one name or one for each of {count} controls, got {len(moa)}")
+            raise ValueError(f"moa must be one, or one for each of {count} images; got {len(moa)}")
         return list(moa)
 
     def _select(self, images: torch.Tensor, moas: list[str], best_of_n: int, selection: str) -> torch.Tensor:

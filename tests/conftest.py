@@ -90,7 +90,7 @@ def pipeline(suite) -> CellFluxRLPipeline:
     """A pipeline with random weights: what it generates means nothing, but depends on all of its inputs."""
     pipe = CellFluxRLPipeline(
         unet=with_random_weights(CellFluxUNet2DModel.from_preset("tiny", sample_size=IMAGE_SIZE)),
-        scheduler=CellFluxFlowMatchScheduler(),
+        scheduler=CellFluxFlowMatchScheduler(solver="midpoint"),
         encoder=CompoundEncoder(),
         rewards=suite,
     )

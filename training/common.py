@@ -17,6 +17,7 @@ from accelerate.utils import set_seed
 
 from cellfluxrl.arguments import SharedArguments
 from cellfluxrl.data.bbbc021 import BBBC021
+from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.data.schema import image_shape
 from cellfluxrl.data.simulated_cells import SimulatedCells
 from cellfluxrl.data.splits import resplit
@@ -95,11 +96,18 @@ def load_labelled_cells(args: SharedArguments) -> datasets.DatasetDict:
     return cells
 
 
-def encoder_of(cells: datasets.DatasetDict) -> CompoundEncoder:
+def encoder_of(cells: datasets.DatasetDict, log_dose: bool = False) -> CompoundEncoder:
     """A compound encoder that knows every compound of the data set."""
     columns = ["compound", "smiles", "moa"]
     tables = [split.select_columns(columns).to_pandas().drop_duplicates() for split in cells.values()]
-    return encoder_for([tuple(row) for table in tables for row in table[columns].itertuples(index=False)])
+    compounds = [tuple(row) for table in tables for row in table[columns].itertuples(index=False)]
+    return encoder_for(compounds, log_dose)
+
+
+def conditions_of(encoder: CompoundEncoder, pairs: ControlTreatedPairs) -> torch.Tensor:
+    """The condition of each row of `pairs.conditions`, with its dose if the encoder takes it: (K, D), on the CPU."""
+    doses = pairs.conditions["concentration"].tolist() if encoder.config.log_dose else None
+    return encoder.encode(pairs.conditions["compound"].tolist(), concentrations=doses).cpu()
 
 
 def make_accelerator(args: SharedArguments) -> Accelerator:

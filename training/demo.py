@@ -137,6 +137,7 @@ class HeldOut:
     treated: torch.Tensor
     reference: torch.Tensor
     compound: list[str]
+    concentration: list[float]
     moa: list[str]
     reference_moa: list[str]
 
@@ -156,12 +157,13 @@ def held_out_cells(pairs: ControlTreatedPairs, count: int, seed: int) -> HeldOut
     order = torch.randperm(len(pairs), generator=generator)
     row, rest = order[:count], order[count:]
     condition = pairs.treated_condition[row]
-    moas, compounds = pairs.conditions["moa"].tolist(), pairs.conditions["compound"].tolist()
+    moas, compounds, doses = (pairs.conditions[c].tolist() for c in ("moa", "compound", "concentration"))
     return HeldOut(
         controls=pairs.draw_controls(condition, generator, augment=False),
         treated=images_to_tensor(pairs.images[pairs.treated_rows[row]]),
         reference=images_to_tensor(pairs.images[pairs.treated_rows[rest]]),
         compound=[compounds[c] for c in condition],
+        concentration=[doses[c] for c in condition],
         moa=[moas[c] for c in condition],
         reference_moa=[moas[c] for c in pairs.treated_condition[rest]],
     )
@@ -177,6 +179,7 @@ def generate_candidates(
         return plain(
             cells.controls,
             compound=cells.compound,
+            concentration=cells.concentration if plain.is_conditioned_on_dose else None,
             num_inference_steps=steps,
             guidance_scale=1.0,
             num_images_per_control=CANDIDATES,

@@ -33,11 +33,12 @@ from cellfluxrl.checkpoints import (
 )
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch
 from cellfluxrl.evaluation.condition_use import condition_use
+from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
-from cellfluxrl.training.common import Log, encoder_of, load_cells, make_accelerator
+from cellfluxrl.training.common import Log, conditions_of, encoder_of, load_cells, make_accelerator
 
 
 @dataclass
@@ -52,13 +53,15 @@ class PretrainArguments(SharedArguments):
     weight_decay: float = option(0.01, "of AdamW")
     max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
     ema_decay: float = option(0.99, "decay of the averaged weights, which are what is saved")
+    condition_norm: str | None = option(None, "'log1p', 'unit_rms' or both as 'log1p_unit_rms'; CellFlux has none")
+    log_dose: bool = option(False, "condition on log10 of the concentration, too")
     condition_dropout: float = option(0.2, "probability, per sample, of training without the compound")
     source_noise: str = option("band_limited", "'white' as CellFlux, or 'band_limited'")
     source_noise_scale: float = option(0.7, "standard deviation of the source noise, images being in [-1, 1]")
     source_noise_probability: float = option(
         1.0, "probability, per sample, that the control gets noise (CellFlux: 0.5)"
     )
-    solver: str = option("midpoint", "of the saved pipeline: 'euler', 'midpoint' or 'heun'")
+    solver: str = option("exponential_ab2", "of the saved pipeline, see docs/schedulers.md")
     time_grid: str = option("uniform", "of the saved pipeline: 'uniform' or 'edm'")
     log_steps: int = option(10, "steps between lines of log.jsonl")
     checkpointing_steps: int = option(500, "steps between checkpoints")
@@ -116,7 +119,10 @@ def flow_matching_loss(model: torch.nn.Module, batch: FlowBatch, prediction_type
     return error.square().flatten(1).mean(1)
 
 
-def build_model(args: PretrainArguments, channel_names: tuple[str, ...]) -> CellFluxUNet2DModel:
+def build_model(
+    args: PretrainArguments, channel_names: tuple[str, ...], cells: datasets.DatasetDict
+) -> tuple[CellFluxUNet2DModel, CompoundEncoder]:
+    """A new network, or the one to go on from, and the encoder of the conditions that it takes."""
     if args.pretrained_model_name_or_path:
         pipeline = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
         if tuple(pipeline.unet.config.channel_names) != channel_names:
@@ -124,14 +130,20 @@ def build_model(args: PretrainArguments, channel_names: tuple[str, ...]) -> Cell
                 f"{args.pretrained_model_name_or_path} has channels {tuple(pipeline.unet.config.channel_names)}, "
                 f"the data set {channel_names}"
             )
-        return pipeline.unet
-    return CellFluxUNet2DModel.from_preset(
+        return pipeline.unet, encoder_of(cells, pipeline.encoder.config.log_dose)
+    encoder = encoder_of(cells, args.log_dose)
+    unet = CellFluxUNet2DModel.from_preset(
         args.preset,
         sample_size=args.image_size,
         in_channels=len(channel_names),
         out_channels=len(channel_names),
         channel_names=list(channel_names),
+        condition_dim=encoder.condition_dim,
+        condition_norm=args.condition_norm,
+        dose_dim=int(args.log_dose),
+        trained_unconditionally=args.condition_dropout > 0,
     )
+    return unet, encoder
 
 
 class Pretrainer:
@@ -239,18 +251,17 @@ def train(
     """Run the pretraining and return the pipeline that was saved to `args.output_dir`."""
     # 1. Data, network, scheduler
     cells = cells or load_cells(args)
-    encoder = encoder_of(cells)
     with accelerator.local_main_process_first():  # it decodes the images, the others find them
         pairs = ControlTreatedPairs(cells["train"])
-    conditions = encoder.encode(pairs.conditions["compound"].tolist())
+    torch.manual_seed(args.seed)
+    unet, encoder = build_model(args, pairs.channel_names, cells)
+    conditions = conditions_of(encoder, pairs)
     scheduler = CellFluxFlowMatchScheduler(
         solver=args.solver,
         time_grid=args.time_grid,
         source_noise=args.source_noise,
         source_noise_scale=args.source_noise_scale,
     )
-    torch.manual_seed(args.seed)
-    unet = build_model(args, pairs.channel_names)
 
     # 2. Trainer; resume
     trainer = Pretrainer(unet, pairs, conditions, scheduler, args, accelerator)

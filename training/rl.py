@@ -32,7 +32,7 @@ from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.rewards.suite import FORMS, RewardSuite
 from cellfluxrl.rl.trainer import NFTSettings, NFTTrainer, Starts
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
-from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
+from cellfluxrl.training.common import Log, conditions_of, load_labelled_cells, make_accelerator
 from cellfluxrl.training.pretrain import draw_times
 
 
@@ -46,7 +46,7 @@ class RLArguments(SharedArguments):
     controls_per_condition: int = option(4, "controls of each condition an iteration")
     rollouts_per_control: int = option(8, "rollouts of each control, with different noise: a group")
     max_train_steps: int = option(100, "iterations of rollouts, scores and updates")
-    num_inference_steps: int = option(4, "steps of the solver in rollouts")
+    num_inference_steps: int = option(6, "steps of the solver in rollouts")
     inner_steps: int = option(2, "optimiser steps an iteration, each with fresh sources and times")
     train_batch_size: int = option(32, "rollouts that go through the network at a time, in each process")
     learning_rate: float = option(1e-4, "of AdamW, constant")
@@ -145,7 +145,7 @@ def train(
             f"channels differ: data set {pairs.channel_names}, pipeline {pipeline.channel_names}, "
             f"rewards {suite.channel_names}"
         )
-    conditions = pipeline.encoder.encode(pairs.conditions["compound"].tolist()).cpu()
+    conditions = conditions_of(pipeline.encoder, pairs)
     scheduler = CellFluxFlowMatchScheduler.from_config(pipeline.scheduler.config)
 
     # 2. Trainer; resume

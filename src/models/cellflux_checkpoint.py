@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 import os
-import pickle
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import count
@@ -22,7 +21,14 @@ import torch
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.models.unet import CellFluxUNet2DModel, Downsample, ResnetBlock, SelfAttention, Upsample
+from cellfluxrl.models.unet import (
+    CellFluxUNet2DModel,
+    Downsample,
+    ResnetBlock,
+    SelfAttention,
+    Upsample,
+    preset_config,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -46,20 +52,29 @@ ORIGINAL_PARTS: dict[type[nn.Module], dict[str, str]] = {
 # Constructor arguments of the original that have no counterpart here, with the only values this network can express.
 UNSUPPORTED_UNLESS = {"dims": 2, "num_classes": None, "with_fourier_features": False}
 # ... and those that do not change the network's output, or are dealt with apart.
-NOT_CONFIGURATION = ("use_checkpoint", "num_heads_upsample", "use_new_attention_order")
+NOT_CONFIGURATION = ("use_checkpoint", "use_new_attention_order")
+
+PUBLISHED_PRESETS = ("bbbc021", "rxrx1", "cpg0000")
 
 # The order in which CellFlux's BBBC021 crops store the channels.
 BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = True) -> Weights:
-    """Return the network's tensors under the original's names, without prefixes.
+def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = True) -> tuple[Weights, str]:
+    """Read the network's tensors, under the original's names without prefixes.
 
     Args:
         source (`str`, `os.PathLike` or `Mapping`): a `.safetensors` file, a file written by `torch.save`, or what
             such a file holds: a state dict, or a checkpoint with a state dict under `"model"`.
         use_ema (`bool`, defaults to `True`): take the moving average where there is one: `shadow_params.N` within
             the state dict, or under `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
+
+    Returns:
+        `tuple[dict[str, torch.Tensor], str]`: the tensors, and in words which of the checkpoint's they are.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not a checkpoint of plain tensors, or its moving average does not fit its network.
     """
     entries = source if isinstance(source, Mapping) else _load_file(Path(source))
     checkpoint: Mapping[str, Any] = {}
@@ -67,16 +82,21 @@ def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = 
         checkpoint, entries = entries, entries["model"]
     shadow = _shadow_params(entries)
     weights = _without_prefixes(entries)
-    if not use_ema:
-        logger.info("CellFlux checkpoint: took the raw weights, as asked")
-        return weights
-
     ema = shadow or checkpoint.get("model_ema") or checkpoint.get("ema")
-    if not ema:
-        logger.info("CellFlux checkpoint: took the raw weights, it holds no moving average (EMA)")
-        return weights
-    logger.info("CellFlux checkpoint: took the moving average (EMA) of the weights")
-    return _ema_weights(ema, weights)
+    if not use_ema:
+        taken = "the raw weights, as asked"
+    elif not ema:
+        taken = "the raw weights, it holds no moving average (EMA)"
+    elif not isinstance(source, Mapping) and Path(source).suffix == ".safetensors":
+        raise ValueError(
+            f"{str(source)!r} holds its moving average as numbered shadow_params, and a safetensors file does not "
+            "keep the order that they refer to; take the original file, or pass use_ema=False for the raw weights"
+        )
+    else:
+        taken = "the moving average (EMA) of the weights"
+        weights = _ema_weights(ema, weights)
+    logger.info("CellFlux checkpoint: took %s", taken)
+    return weights, taken
 
 
 def _load_file(path: Path) -> Mapping[str, Any]:
@@ -88,11 +108,24 @@ def _load_file(path: Path) -> Mapping[str, Any]:
         # The published checkpoints hold their command line. A Namespace is plain data; any other class is refused.
         with torch.serialization.safe_globals([argparse.Namespace]):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, safetensors.SafetensorError, RuntimeError, EOFError) as error:
-        raise ValueError(f"refused to read {str(path)!r}, not a checkpoint of plain tensors: {error}") from error
+    except Exception as error:  # on arbitrary bytes an unpickler may raise anything
+        raise ValueError(_refusal(path, error)) from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{str(path)!r} holds a {type(content).__name__}; expected a state dict or a checkpoint")
     return content
+
+
+def _refusal(path: Path, error: Exception) -> str:
+    # Only the cause: torch's own message goes on to advise loading the file unsafely.
+    message = str(error) or type(error).__name__
+    if foreign := re.search(r"GLOBAL ([\w.]+)", message):
+        return (
+            f"refused to read {str(path)!r}: it asks for {foreign[1]!r}, and a checkpoint may only hold tensors, "
+            "plain values and argparse.Namespace; nothing in it was executed"
+        )
+    cause = re.search(r"WeightsUnpickler error: (.*)", message)
+    cause = cause[1] if cause else f"{type(error).__name__}: {message.splitlines()[0]}"
+    return f"refused to read {str(path)!r}, not a complete checkpoint of plain tensors: {cause[:200]}"
 
 
 def _shadow_params(entries: Mapping[str, Any]) -> list[torch.Tensor]:
@@ -156,19 +189,36 @@ def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, An
     for name, supported in UNSUPPORTED_UNLESS.items():
         if config.get(name, supported) != supported:
             raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
-    heads_up = config.get("num_heads_upsample", -1)
-    if heads_up not in (-1, config.get("num_heads", 1)):
-        raise ValueError(f"num_heads_upsample={heads_up} is not supported; only -1, the same as num_heads, is")
 
-    complete = {**infer_config(weights), **own}
+    inferred = infer_config(weights)
+    complete = {**inferred, **own}
     # The original passes over factors that its network never reaches; ours refuses them.
     factors = [2**level for level in range(len(complete["channel_mult"]))]
     complete["attention_resolutions"] = tuple(f for f in complete["attention_resolutions"] if f in factors)
     if "channel_names" not in complete:
-        channels = complete["in_channels"]
-        in_order = BBBC021_CHANNEL_NAMES if channels == 3 else tuple(f"channel_{i}" for i in range(channels))
-        complete["channel_names"] = in_order
+        complete["channel_names"] = _channel_names(complete["in_channels"], recognized_preset(inferred))
     return complete
+
+
+def recognized_preset(config: Mapping[str, Any]) -> str | None:
+    """Name the published network that has every entry of an inferred configuration, or `None`.
+
+    Example:
+        >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200})
+        'rxrx1'
+    """
+    defaults = {name: p.default for name, p in inspect.signature(CellFluxUNet2DModel).parameters.items()}
+    for name in PUBLISHED_PRESETS:
+        published = {**defaults, **preset_config(name)}
+        if all(published[entry] == value for entry, value in config.items()):
+            return name
+    return None
+
+
+def _channel_names(channels: int, preset: str | None) -> tuple[str, ...]:
+    if channels == len(BBBC021_CHANNEL_NAMES):
+        return BBBC021_CHANNEL_NAMES
+    return preset_config(preset)["channel_names"] if preset else tuple(f"channel_{i}" for i in range(channels))
 
 
 def infer_config(weights: Weights) -> dict[str, Any]:

@@ -229,13 +229,14 @@ def _log_doses(concentrations: Sequence[float], names: Sequence[str]) -> np.ndar
     return np.log10(np.where(is_control | (doses == 0), NO_DOSE, doses))
 
 
-def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]]) -> CompoundEncoder:
+def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]], log_dose: bool = False) -> CompoundEncoder:
     """
     Build an encoder that knows the 35 compounds of BBBC021 and those of a data set.
 
     Args:
         dataset_compounds (`Sequence[tuple[str, str, str]]`):
             Name, SMILES and MoA of each; a compound may be there several times, with "" at doses without a known MoA.
+        log_dose (`bool`, defaults to `False`): See [`CompoundEncoder`].
 
     Raises:
         ValueError: For a compound without a SMILES, or with one that RDKit cannot read.
@@ -246,4 +247,4 @@ def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]]) -> CompoundEn
             raise ValueError(f"compound {name!r} has no SMILES, which its condition is made from")
         known = table.get(name, {}).get("moa", "")
         table[name] = {"smiles": smiles, "moa": CONTROL if name == CONTROL else moa or known}
-    return CompoundEncoder(compounds=table)
+    return CompoundEncoder(compounds=table, log_dose=log_dose)

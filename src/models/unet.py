@@ -5,6 +5,7 @@ compound's fingerprint is one linear layer, added to the embedding of time. Read
 parts (`ResnetBlock`, `SelfAttention`, `Downsample`, `Upsample`), how they stack (`UNetLayer`, `UNetStage`), the model.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,17 +23,42 @@ from cellfluxrl.errors import unknown_name
 
 PREDICTION_TYPES = ("velocity", "target")
 
+CONDITION_NORMS = ("log1p", "unit_rms", "log1p_unit_rms")
+
 SEAM_CHANNELS = 8  # feature maps at full resolution of a network that works in patches
 
+# On a CPU, inference runs on so many images at a time that their widest feature map takes about this many bytes: a
+# large batch is no faster there, and the feature maps of all its images together are what fills the memory.
+SLICE_BYTES = 40 * 2**20
+
+# The network published with CellFlux, up to the numbers of channels and conditions.
+_PUBLISHED: dict[str, Any] = {
+    "sample_size": 96,
+    "model_channels": 128,
+    "channel_mult": (2, 2, 2),
+    "num_res_blocks": 4,
+    "attention_resolutions": (2,),
+    "dropout": 0.3,
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
-    # The network published with CellFlux for BBBC021: 56,201,219 parameters.
-    "bbbc021": {
-        "sample_size": 96,
-        "model_channels": 128,
-        "channel_mult": (2, 2, 2),
-        "num_res_blocks": 4,
-        "attention_resolutions": (2,),
-        "dropout": 0.3,
+    # BBBC021: 56,201,219 parameters; the condition is a Morgan fingerprint.
+    "bbbc021": _PUBLISHED,
+    # RxRx1: gene knockdowns; the condition is a gene2vec embedding of the gene.
+    "rxrx1": {
+        **_PUBLISHED,
+        "in_channels": 6,
+        "out_channels": 6,
+        "condition_dim": 200,
+        "channel_names": ("nuclei", "er", "actin", "nucleoli", "mitochondria", "golgi"),
+    },
+    # JUMP's pilot: compounds and genes; the condition is as wide as a fingerprint and a gene2vec embedding together.
+    "cpg0000": {
+        **_PUBLISHED,
+        "in_channels": 5,
+        "out_channels": 5,
+        "condition_dim": 1224,
+        "channel_names": ("dna", "er", "rna", "agp", "mito"),
     },
     # Trains on a CPU: 48 px images in 2x2 patches, attention on the 6x6 map.
     "small": {
@@ -84,6 +110,51 @@ def zero_init(module: nn.Module) -> nn.Module:
     for parameter in module.parameters():
         nn.init.zeros_(parameter)
     return module
+
+
+def silu(hidden: torch.Tensor) -> torch.Tensor:
+    """SiLU, written over `hidden` where no gradient needs it any more."""
+    return F.silu(hidden, inplace=not torch.is_grad_enabled())
+
+
+def scale_and_shift(hidden: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """`hidden * scale + shift`, written over `hidden` where no gradient needs it any more."""
+    return hidden * scale + shift if torch.is_grad_enabled() else hidden.mul_(scale).add_(shift)
+
+
+def unrounded(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
+    """Apply a module in the precision of its weights, also under autocast.
+
+    For the few cheap layers that the sum of all residual branches passes through: rounded there to bfloat16, errors
+    add up from block to block; within a branch they do not.
+    """
+    with torch.autocast(hidden.device.type, enabled=False):
+        return module(hidden.to(next(module.parameters()).dtype))
+
+
+def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) -> torch.Tensor:
+    """Bring the counts of a fingerprint to a common scale.
+
+    Args:
+        condition (`torch.Tensor` of shape `(N, D)`): counts, followed by `dose_dim` columns that are returned as they
+            are.
+        norm (`str`): `"log1p"`, sign(c) log(1 + |c|) of each count; `"unit_rms"`, which scales each row to a root
+            mean square of 1 (a row of zeros stays so); or `"log1p_unit_rms"`, one after the other.
+        dose_dim (`int`, defaults to 0): number of columns that are no counts.
+
+    Returns:
+        `torch.Tensor` of shape `(N, D)`.
+
+    Example:
+        >>> normalized_condition(torch.tensor([[0.0, 0.0, 3.0, 4.0, -1.0]]), "unit_rms", dose_dim=1)
+        tensor([[ 0.0000,  0.0000,  1.2000,  1.6000, -1.0000]])
+    """
+    counts, dose = condition.tensor_split([condition.shape[1] - dose_dim], dim=1)
+    if "log1p" in norm:
+        counts = counts.sign() * counts.abs().log1p()
+    if "unit_rms" in norm:
+        counts = F.normalize(counts, dim=1) * counts.shape[1] ** 0.5
+    return torch.cat([counts, dose], dim=1)
 
 
 class Downsample(nn.Module):
@@ -148,7 +219,7 @@ class ResnetBlock(nn.Module):
     def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         """Map `hidden` (N, in_channels, H, W) and `embedding` (N, E) to (N, out_channels, H', W')."""
         shortcut = hidden
-        hidden = F.silu(self.norm1(hidden))
+        hidden = silu(self.norm1(hidden))
         if self.resampler is not None:
             hidden, shortcut = self.resampler(hidden), self.resampler(shortcut)
         hidden = self.conv1(hidden)
@@ -156,13 +227,13 @@ class ResnetBlock(nn.Module):
         modulation = self.embedding_proj(F.silu(embedding))[:, :, None, None]
         if self.use_scale_shift_norm:
             scale, shift = modulation.chunk(2, dim=1)
-            hidden = self.norm2(hidden) * (1 + scale) + shift
+            hidden = scale_and_shift(self.norm2(hidden), 1 + scale, shift)
         else:
             hidden = self.norm2(hidden + modulation)
-        hidden = self.conv2(self.dropout(F.silu(hidden)))
+        hidden = self.conv2(self.dropout(silu(hidden)))
 
         if self.conv_shortcut is not None:
-            shortcut = self.conv_shortcut(shortcut)
+            shortcut = unrounded(self.conv_shortcut, shortcut)
         return shortcut + hidden
 
 
@@ -184,13 +255,16 @@ class SelfAttention(nn.Module):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Map `hidden` (N, C, H, W) to the same shape."""
-        pixels = hidden.flatten(2)
+        # Rows are pixels from here on: the fused kernels, which never hold all attention weights, need the channels of
+        # a pixel side by side in memory. Without that torch quietly falls back to computing the weights in full.
+        pixels = self.norm(hidden).flatten(2).transpose(1, 2)
+        qkv = F.linear(pixels, self.to_qkv.weight.squeeze(-1), self.to_qkv.bias)
         # Rows of `to_qkv` are ordered (query, key, value) x head x channel: ADM's "new attention order".
-        qkv = self.to_qkv(self.norm(pixels)).unflatten(1, (3, self.num_heads, -1))
-        query, key, value = qkv.transpose(-1, -2).unbind(1)
+        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         attended = F.scaled_dot_product_attention(query, key, value)
-        attended = attended.transpose(-1, -2).flatten(1, 2)
-        return hidden + self.to_out(attended).view_as(hidden)
+        attended = attended.transpose(1, 2).flatten(2)
+        attended = F.linear(attended, self.to_out.weight.squeeze(-1), self.to_out.bias)
+        return hidden + attended.transpose(1, 2).unflatten(2, hidden.shape[2:])
 
 
 class UNetLayer(nn.Module):
@@ -239,6 +313,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             `model_channels`; its length is the number of resolutions.
         num_heads (`int`, defaults to 1): attention heads, unless `num_head_channels` is given.
         num_head_channels (`int`, defaults to -1): channels per attention head; -1 follows `num_heads`.
+        num_heads_upsample (`int`, defaults to -1): attention heads on the way up; -1 follows `num_heads`.
         dropout (`float`, defaults to 0.3): dropout probability inside the residual blocks, in [0, 1].
         use_scale_shift_norm (`bool`, defaults to `True`): time and condition scale and shift the normalizations
             instead of being added to the feature maps.
@@ -254,6 +329,14 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         min_time_remaining (`float`, defaults to 0.1): with `"target"`, 1 - t is taken to be at least this much when
             the target is turned into a velocity; in (0, 1].
         norm_num_groups (`int`, defaults to 32): groups of the group normalizations; divides every width.
+        condition_norm (`str` or `None`, defaults to `None`): what is done to the condition before its linear layer:
+            nothing, as in CellFlux, or a normalization of [`normalized_condition`]: `"log1p"`, `"unit_rms"` or
+            `"log1p_unit_rms"`. `benchmarks/condition_use.py` measures what they do.
+        dose_dim (`int`, defaults to 0): how many of the condition's last columns are doses (log10 of the
+            concentration in uM, 1 with `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are:
+            a dose is no count, may be negative, and must not change the scale of its compound.
+        trained_unconditionally (`bool`, defaults to `True`): whether training left the condition out at times, which
+            guidance needs; for the record only.
 
     Example:
         >>> import torch
@@ -288,6 +371,10 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         prediction_type: str = "velocity",
         min_time_remaining: float = 0.1,
         norm_num_groups: int = 32,
+        num_heads_upsample: int = -1,
+        condition_norm: str | None = None,
+        dose_dim: int = 0,
+        trained_unconditionally: bool = True,
     ):
         super().__init__()
         self.gradient_checkpointing = False
@@ -308,7 +395,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         for level, level_width in enumerate(widths):
             layers = []
             for _ in range(num_res_blocks):
-                layers.append(self._layer(width, level_width, attention=2**level in attention_resolutions))
+                layers.append(self._layer(width, level_width, 2**level in attention_resolutions, num_heads))
                 width = level_width
                 skip_widths.append(width)
             resampler = None
@@ -318,15 +405,18 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             self.down_blocks.append(UNetStage(layers, resampler))
 
         # 3. Middle.
-        self.mid_block = UNetStage([self._layer(width, width, True), self._layer(width, width, False)])
+        self.mid_block = UNetStage(
+            [self._layer(width, width, True, num_heads), self._layer(width, width, False, num_heads)]
+        )
 
         # 4. Up: the mirror image, where every layer takes one skip connection.
         self.up_blocks = nn.ModuleList()
+        num_heads_up = num_heads if num_heads_upsample == -1 else num_heads_upsample
         for level, level_width in reversed(list(enumerate(widths))):
             layers = []
             for _ in range(num_res_blocks + 1):
                 in_width = width + skip_widths.pop()
-                layers.append(self._layer(in_width, level_width, attention=2**level in attention_resolutions))
+                layers.append(self._layer(in_width, level_width, 2**level in attention_resolutions, num_heads_up))
                 width = level_width
             self.up_blocks.append(UNetStage(layers, self._resampler(Upsample, width) if level > 0 else None))
 
@@ -353,6 +443,12 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             )
         if config.prediction_type not in PREDICTION_TYPES:
             raise unknown_name("prediction_type", config.prediction_type, PREDICTION_TYPES)
+        if config.condition_norm is not None and config.condition_norm not in CONDITION_NORMS:
+            raise unknown_name("condition_norm", config.condition_norm, CONDITION_NORMS)
+        if config.dose_dim < 0 or config.dose_dim > (config.condition_dim or 0):
+            raise ValueError(
+                f"dose_dim {config.dose_dim} must be in [0, condition_dim], which is {config.condition_dim}"
+            )
         if not 0 < config.min_time_remaining <= 1:
             raise ValueError(f"min_time_remaining must be in (0, 1], got {config.min_time_remaining}")
         for width in widths:
@@ -369,11 +465,12 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
                 f"the downsampling factors are {factors}"
             )
 
-    def _layer(self, in_width: int, out_width: int, attention: bool) -> UNetLayer:
-        return UNetLayer(
-            self._resnet(in_width, out_width),
-            SelfAttention(out_width, self._num_heads(out_width), self.config.norm_num_groups) if attention else None,
-        )
+    def _layer(self, in_width: int, out_width: int, has_attention: bool, num_heads: int) -> UNetLayer:
+        attention = None
+        if has_attention:
+            heads = self._num_heads(out_width, num_heads)
+            attention = SelfAttention(out_width, heads, self.config.norm_num_groups)
+        return UNetLayer(self._resnet(in_width, out_width), attention)
 
     def _resnet(self, in_width: int, out_width: int, resampler: nn.Module | None = None) -> ResnetBlock:
         config = self.config
@@ -392,24 +489,31 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             return self._resnet(width, width, resampler=kind(width, use_conv=False))
         return kind(width, use_conv=self.config.conv_resample)
 
-    def _num_heads(self, width: int) -> int:
-        name = "num_heads" if self.config.num_head_channels == -1 else "num_head_channels"
-        value = self.config[name]
+    def _num_heads(self, width: int, num_heads: int) -> int:
+        """Heads of an attention over `width` channels: `num_heads`, unless `num_head_channels` decides."""
+        per_head = self.config.num_head_channels
+        name, value = ("num_heads", num_heads) if per_head == -1 else ("num_head_channels", per_head)
         if value < 1 or width % value:
             raise ValueError(f"{name} {value} does not divide a width of {width} channels that has attention")
-        return value if name == "num_heads" else width // value
+        return num_heads if per_head == -1 else width // per_head
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> "CellFluxUNet2DModel":
         """Build a network with random weights from one of `PRESETS`.
 
         Args:
-            name (`str`): `"bbbc021"` (56,201,219 parameters, as published), `"small"` (2.3 M, trains on a CPU) or
-                `"tiny"` (0.1 M, for tests).
+            name (`str`): as published with CellFlux, 56 M parameters each: `"bbbc021"`, `"rxrx1"` (6 channels, a
+                200-d gene2vec embedding as condition) and `"cpg0000"` (5 channels of Cell Painting, condition_dim
+                1224: 1024 of a fingerprint and 200 of gene2vec, in an order that the publication leaves open). Of
+                the latter two, the order of the channels is that of the data sets' own documentation; where yours
+                differs, or your conditions do, override `channel_names` or `condition_dim`. Also `"small"` (2.3 M,
+                trains on a CPU) and `"tiny"` (0.1 M, for tests).
             **overrides: configuration values that differ from the preset's.
 
         Example:
             >>> unet = CellFluxUNet2DModel.from_preset("small", dropout=0.1)
+            >>> CellFluxUNet2DModel.from_preset("tiny", condition_dim=200).config.condition_dim
+            200
         """
         return cls(**{**preset_config(name), **overrides})
 
@@ -443,7 +547,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         # Imported here because that module describes this one's classes.
         from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
 
-        weights = read_weights(path_or_state_dict, use_ema=use_ema)
+        weights, _ = read_weights(path_or_state_dict, use_ema=use_ema)
         given = preset_config(config) if isinstance(config, str) else dict(config or {})
         unet = cls(**complete_config(given, weights))
         new_order = given.get("use_new_attention_order", True)
@@ -491,18 +595,42 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         The arguments are those of `forward`. Pretraining takes its loss on this output.
         """
         self._check_inputs(sample, condition, condition_mask)
+        time = self._expand_time(timestep, sample)
+        size = self._slice_size(sample)
+        if size >= len(sample):
+            return self._predict(sample, time, condition, condition_mask)
+        slices = [slice(start, start + size) for start in range(0, len(sample), size)]
+        inputs = (sample, time, condition, condition_mask)
+        return torch.cat([self._predict(*(x if x is None else x[rows] for x in inputs)) for rows in slices])
 
+    def _slice_size(self, sample: torch.Tensor) -> int:
+        """How many images go through the network at a time: see `SLICE_BYTES`."""
+        if sample.device.type != "cpu" or torch.is_grad_enabled() or torch.compiler.is_compiling():
+            return len(sample)
+        pixels = sample.shape[2] * sample.shape[3] // self.config.patch_size**2
+        image_bytes = self.conv_in.out_channels * pixels * self.conv_in.weight.element_size()
+        # A power of two, so that batches of usual sizes fall into equal slices: rounding depends on a slice's size.
+        return 2 ** max(int(math.log2(SLICE_BYTES / image_bytes)), 0)
+
+    def _predict(
+        self,
+        sample: torch.Tensor,
+        time: torch.Tensor,
+        condition: torch.Tensor | None,
+        condition_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
         # 1. One embedding of time and condition.
-        embedding = self.time_proj(self._expand_time(timestep, sample))
-        embedding = self.time_embedding(embedding.to(self.dtype))
+        embedding = unrounded(self.time_embedding, self.time_proj(time))
         if condition is not None:
-            condition = self.condition_embedding(condition.to(self.dtype))
+            if self.config.condition_norm is not None:
+                condition = normalized_condition(condition, self.config.condition_norm, self.config.dose_dim)
+            condition = unrounded(self.condition_embedding, condition)
             if condition_mask is not None:
                 condition = torch.where(condition_mask[:, None], condition, 0)
             embedding = embedding + condition
 
         # 2. Down, keeping every feature map for the way up.
-        hidden = self.conv_in(F.pixel_unshuffle(sample.to(self.dtype), self.config.patch_size))
+        hidden = unrounded(self.conv_in, F.pixel_unshuffle(sample, self.config.patch_size))
         skips = [hidden]
         for stage in self.down_blocks:
             for layer in stage.layers:
@@ -516,18 +644,19 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         for layer in self.mid_block.layers:
             hidden = self._run(layer, hidden, embedding)
 
-        # 4. Up.
+        # 4. Up. No name keeps hold of a feature map that has been used.
         for stage in self.up_blocks:
             for layer in stage.layers:
-                hidden = self._run(layer, torch.cat([hidden, skips.pop()], dim=1), embedding)
+                hidden = torch.cat([hidden, skips.pop()], dim=1)
+                hidden = self._run(layer, hidden, embedding)
             if stage.resampler is not None:
                 hidden = stage.resampler(hidden, embedding)
 
         # 5. Out.
-        hidden = self.conv_out(F.silu(self.conv_norm_out(hidden)))
+        hidden = unrounded(self.conv_out, silu(self.conv_norm_out(hidden)))
         if self.conv_seams is not None:
-            hidden = F.silu(F.pixel_shuffle(hidden, self.config.patch_size))
-            hidden = self.conv_seams(torch.cat([hidden, sample.to(hidden.dtype)], dim=1))
+            hidden = silu(F.pixel_shuffle(hidden, self.config.patch_size))
+            hidden = unrounded(self.conv_seams, torch.cat([hidden, sample.to(hidden.dtype)], dim=1))
         return hidden.to(sample.dtype)
 
     def _run(self, layer: UNetLayer, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
-"""Solvers, time grids and source noise for flow matching from control to treated images."""
+"""The scheduler of flow matching between control and treated images: what the pipeline calls to integrate."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,9 +13,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
+from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation
 
-SOLVERS = ("euler", "midpoint", "heun")
-TIME_GRIDS = ("uniform", "edm")
 SOURCE_NOISES = ("white", "band_limited")
 PREDICTION_TYPES = ("velocity", "target")
 
@@ -33,18 +34,6 @@ class CellFluxFlowMatchSchedulerOutput(BaseOutput):
 
     prev_sample: torch.Tensor
     pred_target_sample: torch.Tensor
-
-
-def edm_times(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
-    """
-    Times of the EDM noise levels (Karras et al., 2022, eq. 5) under t = 1 / (1 + sigma), ending at t = 1.
-
-    Returns:
-        `torch.Tensor` of shape `(num_steps + 1,)`, float64, increasing from `1 / (1 + sigma_max)` = 0.0123.
-    """
-    ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64) if num_steps > 1 else torch.zeros(1).double()
-    sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
-    return torch.cat([1 / (1 + sigmas), torch.ones(1, dtype=torch.float64)])
 
 
 def band_limited_noise(noise: torch.Tensor, height: int, width: int) -> torch.Tensor:
@@ -70,15 +59,18 @@ def _unit_variance_interpolation(coarse: int, fine: int) -> torch.Tensor:
 
 class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     """
-    Integrates dx/dt = v(x, t) from a control image at t = 0 to a treated image at t = 1.
+    Integrates dx/dt = v(x, t) from a control image at t = 0 to a treated image at t = 1, or back.
 
     It follows the scheduler protocol of diffusers: [`set_timesteps`] lays the grid, the model is called once for every
-    entry of `timesteps`, and [`step`] moves the sample. Solvers of second order have two entries a step. All solvers
-    are deterministic: stochastic samplers that assume a Gaussian source are not valid from control images.
+    entry of `timesteps`, and [`step`] moves the sample. All solvers are deterministic: stochastic samplers that assume
+    a Gaussian source are not valid from control images. docs/schedulers.md says how to choose one, and how to write
+    one's own.
 
     Args:
-        solver (`str`, defaults to `"midpoint"`):
-            `"euler"` (one evaluation a step), `"midpoint"` or `"heun"` (two).
+        solver (`str`, defaults to `"exponential_ab2"`):
+            With one evaluation of the model a step: `"euler"` (order 1), `"ab2"` (Adams-Bashforth, order 2) and
+            `"exponential_ab2"` (the same in the predicted target, order 2, much like DPM-Solver++(2M)). With two:
+            `"midpoint"` and `"heun"` (order 2). With four: `"rk4"` (order 4).
         time_grid (`str`, defaults to `"uniform"`):
             `"uniform"` from t = 0, or `"edm"` as CellFlux samples (rho = 7, starts at t = 0.0123).
         prediction_type (`str`, defaults to `"velocity"`):
@@ -89,6 +81,12 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             `"white"` (CellFlux), or `"band_limited"`: Gaussian on a coarse grid, up-sampled bicubically.
         source_noise_scale (`float`, defaults to 1.0): Standard deviation of the source noise, images being in [-1, 1].
         source_noise_grid (`int`, defaults to 12): Side of the coarse grid of band-limited noise.
+
+    Attributes:
+        order (`int`): Evaluations a step, as diffusers uses the word.
+        grid (`torch.Tensor` of shape `(num_inference_steps + 1,)`): The times at which steps begin and end, float64.
+        timesteps (`torch.Tensor` of shape `(num_inference_steps * order,)`): The times to call the model with.
+        init_noise_sigma (`float`): 1: the source is not scaled.
 
     Example:
         >>> scheduler = CellFluxFlowMatchScheduler(solver="euler")
@@ -101,11 +99,12 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     """
 
     order = 1
+    init_noise_sigma = 1.0
 
     @register_to_config
     def __init__(
         self,
-        solver: str = "midpoint",
+        solver: str = "exponential_ab2",
         time_grid: str = "uniform",
         prediction_type: str = "velocity",
         min_time_remaining: float = 0.1,
@@ -123,67 +122,70 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 raise unknown_name(kind, name, allowed)
         if source_noise_scale < 0:
             raise ValueError(f"source_noise_scale must not be negative, got {source_noise_scale}")
-        self.order = 1 if solver == "euler" else 2
+        self.order = len(RUNGE_KUTTA[solver].nodes) if solver in RUNGE_KUTTA else 1
         self.grid = torch.empty(0)
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
-        self._evaluation = 0
 
     def set_timesteps(
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
-        grid: torch.Tensor | list[float] | None = None,
+        grid: torch.Tensor | Sequence[float] | None = None,
+        reverse: bool = False,
+        readout_times: Sequence[float] = (),
     ) -> None:
         """
         Lay the time grid before sampling.
 
         Args:
-            num_inference_steps (`int`, *optional*): Number of steps; a second-order solver evaluates twice as often.
+            num_inference_steps (`int`, *optional*): Number of steps; each evaluates the model `order` times.
             device (`torch.device`, *optional*): Where `timesteps` live.
-            grid (`torch.Tensor` or `list[float]`, *optional*): A custom grid of increasing times in [0, 1] instead.
+            grid (`torch.Tensor` or `Sequence[float]`, *optional*): A custom grid instead: times in [0, 1] that
+                increase, or that decrease to integrate backwards.
+            reverse (`bool`, defaults to `False`): Integrate from t = 1 (treated) to t = 0 (control).
+            readout_times (`Sequence[float]`, *optional*): Times of the grid's range, in any order, whose states
+                [`readout`] returns afterwards. They cost no evaluation and do not change the sample.
 
         Raises:
-            ValueError: If neither or both of `num_inference_steps` and `grid` are given, or they are not usable.
+            ValueError: If neither or both of `num_inference_steps` and `grid` are given, or they are not usable, or a
+                readout time lies outside the grid.
         """
         if (num_inference_steps is None) == (grid is None):
             raise ValueError("give either num_inference_steps or a custom grid")
+        if grid is not None and reverse:
+            raise ValueError("reverse=True is for num_inference_steps; a custom grid runs as it is given")
         if grid is not None:
-            grid = torch.as_tensor(grid, dtype=torch.float64).cpu()
-            valid = grid.ndim == 1 and len(grid) >= 2 and grid[0] >= 0 and grid[-1] <= 1 and (grid.diff() > 0).all()
-            if not valid:
-                raise ValueError(f"a custom grid needs two or more increasing times in [0, 1], got {grid.tolist()}")
-        elif num_inference_steps < 1:
-            raise ValueError(f"num_inference_steps must be at least 1, got {num_inference_steps}")
-        elif self.config.time_grid == "edm":
-            grid = edm_times(num_inference_steps)
+            grid = as_grid(grid)
         else:
-            grid = torch.linspace(0, 1, num_inference_steps + 1, dtype=torch.float64)
+            grid = make_grid(self.config.time_grid, num_inference_steps)
+            grid = grid.flip(0) if reverse else grid
+        low, high = sorted((float(grid[0]), float(grid[-1])))
+        for time in readout_times:
+            if not low <= time <= high:
+                raise ValueError(f"readout time {time} is outside the grid, which covers [{low:.4g}, {high:.4g}]")
 
-        self.num_inference_steps = len(grid) - 1
-        self.grid = grid
-        start, end = grid[:-1], grid[1:]
-        if self.config.solver == "euler":
-            evaluations = start
-        elif self.config.solver == "midpoint":
-            evaluations = torch.stack([start, (start + end) / 2], dim=1).flatten()
-        else:
-            evaluations = torch.stack([start, end], dim=1).flatten()
-        # A grid in float64 decides where a step ends; the model gets float32 times.
-        self.timesteps = evaluations.float().to(device)
-        self._evaluation = 0
+        self.grid, self.num_inference_steps = grid, len(grid) - 1
+        nodes = RUNGE_KUTTA[self.config.solver].nodes if self.config.solver in RUNGE_KUTTA else (0,)
+        stages = grid[:-1, None] + grid.diff()[:, None] * torch.tensor(nodes, dtype=torch.float64)
+        # Python floats decide where a step ends, so that `step` never waits for a GPU; the model gets float32 times.
+        self._grid, self._times = self.grid.tolist(), stages.flatten().tolist()
+        self.timesteps = stages.flatten().float().to(device)
+        self._evaluations: list[Evaluation] = []
+        self._before: Evaluation | None = None
+        self._done = 0
+        self._readout_times = [float(time) for time in readout_times]
+        self._readout: dict[float, torch.Tensor] = {}
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor | float | None = None) -> torch.Tensor:
         """Return `sample` unchanged: flow matching needs no scaling. Here so that schedulers can be swapped."""
         return sample
 
-    def velocity(
-        self, model_output: torch.Tensor, timestep: torch.Tensor | float, sample: torch.Tensor
-    ) -> torch.Tensor:
+    def velocity(self, model_output: torch.Tensor, timestep: float, sample: torch.Tensor) -> torch.Tensor:
         """Turn the model's output into a velocity, as `prediction_type` says."""
         if self.config.prediction_type == "velocity":
             return model_output
-        return (model_output - sample) / max(1 - float(timestep), self.config.min_time_remaining)
+        return (model_output - sample) / max(1 - timestep, self.config.min_time_remaining)
 
     def step(
         self,
@@ -198,37 +200,85 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             model_output (`torch.Tensor` of shape `(N, C, H, W)`): What the model returned for `sample` at `timestep`.
-            timestep (`float` or `torch.Tensor`): The entry of `timesteps` that the model was called with.
+            timestep (`float` or `torch.Tensor`): The entry of `timesteps` that the model was called with. The
+                scheduler counts for itself; where it can without waiting for a GPU, it checks that this is the same.
             sample (`torch.Tensor` of shape `(N, C, H, W)`): What the model was called with.
             generator: Not used: every solver is deterministic.
             return_dict (`bool`, defaults to `True`): Return a [`CellFluxFlowMatchSchedulerOutput`], else a tuple.
 
         Raises:
-            ValueError: If `set_timesteps` was not called, or all its steps have been taken.
+            ValueError: If `set_timesteps` was not called, all its steps have been taken, or `timestep` is not next.
         """
-        if self.num_inference_steps is None:
-            raise ValueError("call set_timesteps before step")
-        if self._evaluation >= len(self.timesteps):
-            raise ValueError(f"all {len(self.timesteps)} evaluations are done: call set_timesteps to start again")
-        velocity = self.velocity(model_output, timestep, sample)
-        pred_target_sample = sample + (1 - float(timestep)) * velocity
-        interval, stage = divmod(self._evaluation, self.order)
-        size = float(self.grid[interval + 1] - self.grid[interval])
+        time = self._next_time(timestep)
+        evaluation = Evaluation(time, sample, self.velocity(model_output, time, sample))
+        self._evaluations.append(evaluation)
+        index, stage = divmod(self._done, self.order)
+        start, end = self._grid[index : index + 2]
+        self._done += 1
 
-        if self.config.solver == "euler":
-            prev_sample = sample + size * velocity
-        elif stage == 0:
-            self._start, self._start_velocity = sample, velocity
-            prev_sample = sample + (size / 2 if self.config.solver == "midpoint" else size) * velocity
-        elif self.config.solver == "midpoint":
-            prev_sample = self._start + size * velocity
+        if stage < self.order - 1:
+            prev_sample = RUNGE_KUTTA[self.config.solver].stage(self._evaluations, end - start)
         else:
-            prev_sample = self._start + size * (self._start_velocity + velocity) / 2
-        self._evaluation += 1
+            prev_sample = self._state(start, end, end)
+            self._read_out(start, end, prev_sample)
+            self._before, self._evaluations = evaluation, []
 
         if not return_dict:
-            return prev_sample, pred_target_sample
-        return CellFluxFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_target_sample=pred_target_sample)
+            return prev_sample, evaluation.target
+        return CellFluxFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_target_sample=evaluation.target)
+
+    def readout(self) -> torch.Tensor:
+        """
+        The states at the `readout_times` of [`set_timesteps`], in their order, once the sampling is over.
+
+        Each is the solver's own continuation to that time within a step (dense output), of the solver's order.
+
+        Returns:
+            `torch.Tensor` of shape `(len(readout_times), N, C, H, W)`.
+
+        Raises:
+            ValueError: If no readout times were given, or some have not been reached yet.
+
+        Example:
+            >>> scheduler = CellFluxFlowMatchScheduler(solver="midpoint")
+            >>> scheduler.set_timesteps(2, readout_times=[0.0, 0.3, 1.0])
+            >>> x = torch.zeros(1, 1, 1, 1)
+            >>> for t in scheduler.timesteps:
+            ...     x = scheduler.step(torch.ones_like(x), t, x).prev_sample
+            >>> [round(value, 3) for value in scheduler.readout().flatten().tolist()]
+            [0.0, 0.3, 1.0]
+        """
+        if self.num_inference_steps is None or not self._readout_times:
+            raise ValueError("call set_timesteps with readout_times first")
+        missing = [time for time in self._readout_times if time not in self._readout]
+        if missing:
+            raise ValueError(f"the sampling has not reached the readout times {missing} yet")
+        return torch.stack([self._readout[time] for time in self._readout_times])
+
+    def _next_time(self, timestep: torch.Tensor | float) -> float:
+        if self.num_inference_steps is None:
+            raise ValueError("call set_timesteps before step")
+        if self._done >= len(self._times):
+            raise ValueError(f"all {len(self._times)} evaluations are done: call set_timesteps to start again")
+        time = self._times[self._done]
+        on_cpu = not isinstance(timestep, torch.Tensor) or timestep.device.type == "cpu"
+        if on_cpu and abs(float(timestep) - time) > 1e-6:
+            raise ValueError(
+                f"timestep {float(timestep)} is not the next one: evaluation {self._done} of timesteps is at {time}"
+            )
+        return time
+
+    def _state(self, start: float, end: float, time: float) -> torch.Tensor:
+        """The state at `time` of the step from `start` to `end`, whose evaluations are all there."""
+        if self.config.solver in MULTISTEP:
+            return MULTISTEP[self.config.solver](self._evaluations[0], self._before, time)
+        share = (time - start) / (end - start)
+        return RUNGE_KUTTA[self.config.solver].state(self._evaluations, end - start, share)
+
+    def _read_out(self, start: float, end: float, prev_sample: torch.Tensor) -> None:
+        for time in self._readout_times:
+            if min(start, end) <= time <= max(start, end) and time not in self._readout:
+                self._readout[time] = prev_sample if time == end else self._state(start, end, time)
 
     def sample_source_noise(
         self,

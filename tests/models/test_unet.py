@@ -1,17 +1,18 @@
-"""The velocity network: its numbers against the original's, its own behaviour, and the reading of checkpoints."""
+"""The velocity network: its numbers against the original's, and its own behaviour."""
 
-import argparse
 import json
-import pickle
-from pathlib import Path
 
 import pytest
 import safetensors
-import safetensors.torch
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import PlainUNet, draw_inputs, randomized, tiny
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cellfluxrl.models.cellflux_checkpoint import original_names
-from cellfluxrl.models.unet import PRESETS, CellFluxUNet2DModel
+from cellfluxrl.models import unet as unet_module
+from cellfluxrl.models.cellflux_checkpoint import convert_weights
+from cellfluxrl.models.unet import PRESETS, CellFluxUNet2DModel, normalized_condition
 
 
 @pytest.fixture(scope="module")
@@ -19,29 +20,9 @@ def parity_path(parity_dir):
     return parity_dir / "cellflux_unet_bbbc021_narrow.safetensors"
 
 
-def randomized(unet: CellFluxUNet2DModel, seed: int = 0) -> CellFluxUNet2DModel:
-    """Leave no layer at zero, so that every parameter has a say in the output."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in unet.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
-    return unet.eval()
-
-
-def tiny(**overrides) -> CellFluxUNet2DModel:
-    return randomized(CellFluxUNet2DModel.from_preset("tiny", **{"condition_dim": 8, **overrides}))
-
-
-def original_state_dict(unet: CellFluxUNet2DModel) -> dict[str, torch.Tensor]:
-    own = unet.state_dict()
-    return {original: own[name].clone() for original, name in original_names(unet).items()}
-
-
 @pytest.fixture
 def inputs():
-    generator = torch.Generator().manual_seed(1)
-    sample = torch.randn(4, 3, 16, 16, generator=generator)
-    return sample, torch.tensor([0.0, 0.3, 0.7, 1.0]), torch.randn(4, 8, generator=generator)
+    return draw_inputs()
 
 
 # --- the original's numbers ---
@@ -62,54 +43,93 @@ def test_velocities_are_those_of_the_original(parity_path, with_config):
     assert unet.config.channel_names == ("actin", "tubulin", "dna")
 
 
+def test_the_plain_network_of_these_tests_is_the_original(parity_path):
+    with safetensors.safe_open(parity_path, "pt") as file:
+        config = json.loads(file.metadata()["config"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for not_ours in ("dims", "num_classes", "use_checkpoint", "with_fourier_features"):
+        del config[not_ours]
+    plain = PlainUNet(**config).eval()
+    plain.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    x, t, condition = (tensors[f"io.{name}"] for name in ("x", "t", "condition"))
+    with torch.no_grad():
+        torch.testing.assert_close(plain(x, t, condition), tensors["io.velocity"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(plain(x, t), tensors["io.velocity_unconditional"], atol=1e-6, rtol=0)
+
+
+def assert_equal_to_the_plain_network(config: dict, size: int = 16) -> None:
+    """Same velocities (float32: 1e-5), and in float64 the same gradients of inputs and weights."""
+    channels = config.get("in_channels", 3)
+    config = {"model_channels": 16, "norm_num_groups": 8, "channel_mult": (1, 2), "condition_dim": 8} | config
+    config |= {"out_channels": channels, "num_res_blocks": config.get("num_res_blocks", 1)}
+    torch.manual_seed(0)
+    plain = randomized(PlainUNet(**config))
+    unet = CellFluxUNet2DModel.from_cellflux_checkpoint(plain.state_dict(), config)
+    sample, t, condition = draw_inputs(channels, config["condition_dim"], size)
+    with torch.no_grad():
+        expected = plain(sample, t, condition)
+        tolerance = 1e-5 * max(1, float(expected.abs().max()))
+        torch.testing.assert_close(unet(sample, t, condition).sample, expected, atol=tolerance, rtol=0)
+
+    gradients = []
+    for model in (plain.double(), unet.double()):
+        leaves = [x.double().requires_grad_() for x in (sample, condition) if x is not None]
+        output = model(leaves[0], t, *leaves[1:])
+        velocity = output if model is plain else output.sample
+        (velocity * torch.linspace(-1, 1, velocity.numel()).view_as(velocity)).sum().backward()
+        gradients.append([velocity.detach(), *(leaf.grad for leaf in leaves)])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-8, atol=1e-8)
+    weights = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    new_order = config.get("use_new_attention_order", True)
+    expected = convert_weights(weights, unet, use_new_attention_order=new_order)
+    own = {name: parameter.grad for name, parameter in unet.named_parameters()}
+    torch.testing.assert_close(own, expected, rtol=1e-8, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     "config",
     [
-        {"attention_resolutions": (1, 2), "channel_mult": (1, 1.5)},
-        {"conv_resample": True, "num_res_blocks": 2},
-        {"resblock_updown": True, "channel_mult": (1, 2, 2), "attention_resolutions": (1, 4)},
-        {"use_scale_shift_norm": False, "condition_dim": None},
-        {"channel_mult": (1,), "attention_resolutions": ()},
-        {"model_channels": 48, "channel_mult": (1.5, 49 / 48 * 8 / 7), "norm_num_groups": 1},
+        {"channel_mult": (2, 2, 2), "num_res_blocks": 2, "attention_resolutions": (2,)},
+        {"in_channels": 6, "condition_dim": 200},
+        {"in_channels": 5, "condition_dim": 1224},
+        {"in_channels": 1, "condition_dim": None},
+        {"attention_resolutions": (1, 2, 4), "channel_mult": (1, 2, 2), "num_heads": 4},
+        {"attention_resolutions": (1, 2), "num_head_channels": 8, "num_heads": -1},
+        {"attention_resolutions": (1, 2), "num_heads": 4, "use_new_attention_order": False},
+        {"attention_resolutions": (1, 2), "num_head_channels": 8, "use_new_attention_order": False},
+        {"attention_resolutions": (1, 2), "num_heads": 4, "num_heads_upsample": 2},
+        {"num_heads": 1, "num_heads_upsample": 4, "use_new_attention_order": False},
+        {"conv_resample": True, "channel_mult": (1, 1.5, 2)},
+        {"resblock_updown": True, "channel_mult": (1, 2, 2), "attention_resolutions": (4,)},
+        {"resblock_updown": True, "conv_resample": True, "use_scale_shift_norm": False},
+        {"use_scale_shift_norm": False, "num_res_blocks": 3},
+        {"channel_mult": (1,), "attention_resolutions": (1,)},
+        {"channel_mult": (1, 1, 2, 2, 1), "attention_resolutions": (16, 8, 64)},
     ],
-    ids=lambda config: ",".join(config),
+    ids=lambda config: ",".join(f"{name}={value}" for name, value in config.items()),
 )
-def test_the_shapes_of_the_weights_tell_the_configuration(config, inputs):
-    sample, time, condition = inputs
-    unet = tiny(**{"patch_size": 1, "prediction_type": "velocity", **config})
-    groups = unet.config.norm_num_groups
-    loaded = CellFluxUNet2DModel.from_cellflux_checkpoint(original_state_dict(unet), {"norm_num_groups": groups})
-    condition = None if unet.config.condition_dim is None else condition
-    torch.testing.assert_close(loaded(sample, time, condition).sample, unet(sample, time, condition).sample)
-    for name in (
-        "attention_resolutions",
-        "num_res_blocks",
-        "resblock_updown",
-        "use_scale_shift_norm",
-        "condition_dim",
-    ):
-        assert loaded.config[name] == unet.config[name]
+def test_equal_to_the_plain_network_in_every_shape(config):
+    assert_equal_to_the_plain_network(config)
 
 
-def test_heads_stored_in_the_legacy_order_are_reordered(inputs):
-    unet = tiny(patch_size=1, prediction_type="velocity", num_heads=4)
-    state_dict = original_state_dict(unet)
-    for name in [name for name in state_dict if ".qkv." in name]:
-        tensor = state_dict[name]
-        state_dict[name] = tensor.unflatten(0, (3, 4, -1)).transpose(0, 1).flatten(0, 2)
-    config = {"num_heads": 4, "norm_num_groups": 8, "use_new_attention_order": False}
-    loaded = CellFluxUNet2DModel.from_cellflux_checkpoint(state_dict, config)
-    torch.testing.assert_close(loaded(*inputs).sample, unet(*inputs).sample)
-
-
-def test_original_names_of_each_kind_of_block():
-    names = original_names(tiny(conv_resample=True))
-    assert names["input_blocks.2.0.op.weight"] == "down_blocks.0.resampler.conv.weight"
-    assert names["output_blocks.1.2.conv.bias"] == "up_blocks.0.resampler.conv.bias"
-    assert names["middle_block.1.qkv.weight"] == "mid_block.layers.0.attention.to_qkv.weight"
-    assert names["middle_block.2.out_layers.3.weight"] == "mid_block.layers.1.resnet.conv2.weight"
-    names = original_names(tiny(resblock_updown=True))
-    assert names["output_blocks.1.2.emb_layers.1.bias"] == "up_blocks.0.resampler.embedding_proj.bias"
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(st.data())
+def test_equal_to_the_plain_network_in_any_shape(data):
+    levels = data.draw(st.integers(1, 3), "levels")
+    factors = [2**level for level in range(levels)]
+    heads = data.draw(st.sampled_from([{"num_heads": n} for n in (1, 2, 8)] + [{"num_head_channels": 4}]))
+    flags = ("use_scale_shift_norm", "conv_resample", "resblock_updown", "use_new_attention_order")
+    assert_equal_to_the_plain_network(
+        {
+            "channel_mult": tuple(data.draw(st.sampled_from([1, 1.5, 2])) for _ in factors),
+            "attention_resolutions": tuple(data.draw(st.sets(st.sampled_from(factors)))),
+            "num_res_blocks": data.draw(st.integers(1, 2)),
+            "in_channels": data.draw(st.integers(1, 6)),
+            **{name: data.draw(st.booleans(), name) for name in flags},
+            **heads,
+        },
+        size=8,
+    )
 
 
 # --- the network ---
@@ -168,6 +188,15 @@ def test_the_tiny_preset_is_tiny_and_unknown_ones_are_refused():
     with pytest.raises(ValueError, match=r"unknown preset 'smal'; did you mean 'small'\?"):
         CellFluxUNet2DModel.from_preset("smal")
     assert "dropout" in PRESETS["bbbc021"]
+
+
+@pytest.mark.parametrize(("name", "channels", "condition_dim"), [("rxrx1", 6, 200), ("cpg0000", 5, 1224)])
+def test_presets_of_other_data_sets(name, channels, condition_dim):
+    unet = CellFluxUNet2DModel.from_preset(name, model_channels=32, num_res_blocks=1)
+    assert len(unet.config.channel_names) == unet.config.in_channels == channels
+    velocity = unet(torch.zeros(1, channels, 8, 8), 0.5, torch.zeros(1, condition_dim)).sample
+    assert velocity.shape == (1, channels, 8, 8)
+    assert CellFluxUNet2DModel.from_preset(name, condition_dim=7, model_channels=32).config.condition_dim == 7
 
 
 def test_gradients_reach_every_parameter(inputs):
@@ -235,6 +264,7 @@ def test_an_unconditional_network_refuses_a_condition(inputs):
     [
         ({"norm_num_groups": 5}, "norm_num_groups 5 does not divide a width of 16"),
         ({"num_heads": 3}, "num_heads 3 does not divide"),
+        ({"num_heads_upsample": 3}, "num_heads 3 does not divide"),
         ({"num_head_channels": 7}, "num_head_channels 7 does not divide"),
         ({"attention_resolutions": (2, 8)}, r"attention_resolutions \[8\] never occur"),
         ({"prediction_type": "targt"}, "did you mean 'target'"),
@@ -248,97 +278,138 @@ def test_wrong_configurations_are_named(config, message):
         CellFluxUNet2DModel.from_preset("tiny", **config)
 
 
-# --- checkpoints of the original ---
-
-TINY_ORIGINAL = {"patch_size": 1, "prediction_type": "velocity"}
+# --- memory and speed ---
 
 
-def ema_inside(raw, averaged):
-    return {"model": {"num_updates": torch.tensor(7)} | {f"model.{k}": v for k, v in raw.items()} | shadows(averaged)}
+def test_a_batch_in_slices_is_the_whole_batch(monkeypatch):
+    unet = tiny()
+    sample, time, condition = (torch.cat([x, x.flip(0)])[:7] for x in draw_inputs())
+    mask = torch.arange(7) % 2 == 0
+    sizes = []
+    unet.conv_in.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    with torch.no_grad():
+        whole = [unet(sample, time, *rest).sample for rest in ((), (condition,), (condition, mask))]
+        assert sizes == [7, 7, 7]
+        monkeypatch.setattr(unet_module, "SLICE_BYTES", 3 * 16 * 8 * 8 * 4)  # three feature maps
+        sliced = [unet(sample, time, *rest).sample for rest in ((), (condition,), (condition, mask))]
+        assert sizes[3:] == [2, 2, 2, 1] * 3, "the largest power of two that fits"
+    torch.testing.assert_close(sliced, whole)
+    sizes.clear()
+    unet(sample, time, condition)
+    assert sizes == [7], "training needs all feature maps anyway"
 
 
-def shadows(averaged):
-    return {f"shadow_params.{number}": tensor for number, tensor in enumerate(averaged.values())}
+@pytest.mark.parametrize("overrides", [{}, {"use_scale_shift_norm": False, "conv_resample": True}], ids=str)
+def test_inference_overwrites_none_of_its_inputs(overrides, inputs):
+    unet = tiny(attention_resolutions=(1, 2), **overrides)
+    copies = [x.clone() for x in inputs]
+    expected = unet(*inputs).sample.detach()
+    with torch.no_grad():
+        torch.testing.assert_close(unet(*inputs).sample, expected)
+    for value, copy in zip(inputs, copies, strict=True):
+        torch.testing.assert_close(value, copy, rtol=0, atol=0)
 
 
-EMA_LAYOUTS = {
-    "inside the state dict": ema_inside,
-    "numbered": lambda raw, averaged: {"model": raw, "model_ema": shadows(averaged)},
-    "a list": lambda raw, averaged: {"model": raw, "ema": {"decay": 0.999, "shadow_params": list(averaged.values())}},
-    "by name": lambda raw, averaged: {
-        "model": {f"module.{k}": v for k, v in raw.items()},
-        "ema": {f"module.{k}": v for k, v in averaged.items()},
-    },
-}
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("num_heads", [1, 4])
+def test_attention_never_holds_its_weights_in_full(memory_format, num_heads, inputs):
+    unet = tiny(num_heads=num_heads).to(memory_format=memory_format)
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises where that kernel cannot run
+        fused = unet(*inputs).sample
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+        torch.testing.assert_close(unet(*inputs).sample, fused)
 
 
-@pytest.mark.parametrize("layout", EMA_LAYOUTS)
-def test_ema_weights_of_a_saved_checkpoint(layout, tmp_path, inputs, caplog):
-    raw, averaged = tiny(**TINY_ORIGINAL), randomized(tiny(**TINY_ORIGINAL), seed=2)
-    checkpoint = EMA_LAYOUTS[layout](original_state_dict(raw), original_state_dict(averaged))
-    path = tmp_path / "checkpoint.pth"
-    torch.save({**checkpoint, "epoch": 3, "args": argparse.Namespace(lr=1e-4, dataset="bbbc021")}, path)
-
-    caplog.set_level("INFO")
-    for use_ema, expected in ((True, averaged), (False, raw)):
-        loaded = CellFluxUNet2DModel.from_cellflux_checkpoint(path, {"norm_num_groups": 8}, use_ema=use_ema)
-        torch.testing.assert_close(loaded(*inputs).sample, expected(*inputs).sample)
-        assert ("moving average" if use_ema else "raw weights") in caplog.messages[-1]
-
-
-def test_an_ema_in_another_order_is_refused():
-    state_dict = original_state_dict(tiny(**TINY_ORIGINAL))
-    backwards = {"model": state_dict, "ema": list(state_dict.values())[::-1]}
-    with pytest.raises(ValueError, match=r"shadow_params\.0 has shape .* time_embed\.0\.weight"):
-        CellFluxUNet2DModel.from_cellflux_checkpoint(backwards)
-    with pytest.raises(ValueError, match="EMA has 1 tensors"):
-        CellFluxUNet2DModel.from_cellflux_checkpoint({**backwards, "ema": [torch.zeros(1)]})
+def test_channels_last_is_kept_through_the_network(inputs):
+    unet = tiny(channel_mult=(1, 2), attention_resolutions=(1, 2), patch_size=1, conv_resample=True)
+    expected = unet(*inputs).sample
+    last = unet.to(memory_format=torch.channels_last)
+    layouts = {}
+    for name, module in last.named_modules():
+        if isinstance(module, unet_module.UNetLayer | unet_module.Downsample | unet_module.Upsample):
+            module.register_forward_hook(
+                lambda module, _, output, name=name: layouts.update(
+                    {name: output.is_contiguous(memory_format=torch.channels_last)}
+                )
+            )
+    with torch.no_grad():
+        velocity = last(inputs[0].contiguous(memory_format=torch.channels_last), *inputs[1:]).sample
+    assert len(layouts) == 10
+    assert all(layouts.values()), layouts
+    torch.testing.assert_close(velocity, expected, atol=1e-4, rtol=1e-4)
 
 
-class Malicious:
-    def __init__(self, path):
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, protocol=2))]
-)
-def test_a_malicious_pickle_is_refused_and_not_executed(save, tmp_path):
-    trace = tmp_path / "executed"
-    path = tmp_path / "checkpoint.pth"
-    save({"model": {}, "args": Malicious(trace)}, path)
-    with pytest.raises(ValueError, match="refused to read"):
-        CellFluxUNet2DModel.from_cellflux_checkpoint(path)
-    assert not trace.exists()
-    pickle.loads(pickle.dumps(Malicious(trace)))
-    assert trace.exists(), "the pickle of this test would do nothing anyway"
+def test_the_sum_of_the_residual_branches_is_not_rounded(inputs):
+    unet = tiny(channel_mult=(1, 2), num_res_blocks=3, prediction_type="velocity")
+    streams, branches = [], []
+    for module in unet.modules():
+        if isinstance(module, unet_module.UNetLayer):
+            module.register_forward_hook(lambda _, __, output: streams.append(output.dtype))
+            module.resnet.conv1.register_forward_hook(lambda _, __, output: branches.append(output.dtype))
+    with torch.no_grad():
+        expected = unet(*inputs).sample
+        streams.clear(), branches.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = unet(*inputs).sample
+    assert set(streams) == {torch.float32}
+    assert set(branches) == {torch.bfloat16}
+    error = (velocity - expected).square().mean().sqrt() / (expected.max() - expected.min())
+    assert 0 < error < 3e-3
 
 
-def test_checkpoint_errors_name_what_is_wrong(tmp_path):
-    load = CellFluxUNet2DModel.from_cellflux_checkpoint
-    state_dict = original_state_dict(tiny(**TINY_ORIGINAL))
-    config = {"norm_num_groups": 8}
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.pth"):
-        load(tmp_path / "nowhere.pth")
-    (tmp_path / "empty.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"empty\.safetensors"):
-        load(tmp_path / "empty.safetensors")
-    with pytest.raises(ValueError, match=r"'time_embed\.0\.weight' is missing among fc\.weight"):
-        load({"fc.weight": torch.zeros(1)})
-    with pytest.raises(ValueError, match=r"lacks 1 weights of this network: out\.0\.bias"):
-        load({name: tensor for name, tensor in state_dict.items() if name != "out.0.bias"}, config)
-    with pytest.raises(ValueError, match=r"1 weights too many: label_emb\.weight"):
-        load({**state_dict, "label_emb.weight": torch.zeros(1)}, config)
-    with pytest.raises(ValueError, match=r"time_embed\.0\.weight has shape \(64, 16\) .* needs \(128, 32\)"):
-        load(state_dict, {**config, "model_channels": 32, "channel_mult": (0.5, 0.5)})
-    with pytest.raises(ValueError, match="did you mean 'num_heads'"):
-        load(state_dict, {**config, "num_head": 2})
-    with pytest.raises(ValueError, match="num_classes=10 is not supported"):
-        load(state_dict, {**config, "num_classes": 10})
-    with pytest.raises(ValueError, match="num_heads_upsample=2"):
-        load(state_dict, {**config, "num_heads_upsample": 2})
-    with pytest.raises(ValueError, match="unknown preset"):
-        load(state_dict, "bbbc")
+@pytest.mark.slow
+def test_compiles_as_one_graph(inputs):
+    unet = tiny(attention_resolutions=(1, 2), num_heads=2)
+    sample, time, condition = inputs
+    mask = torch.tensor([True, False, True, False])
+    compiled = torch.compile(unet, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(*inputs).sample, unet(*inputs).sample)
+    torch.testing.assert_close(compiled(sample, time, condition, mask).sample, unet(*inputs, mask).sample)
+
+
+# --- the condition ---
+
+
+@pytest.mark.parametrize("norm", unet_module.CONDITION_NORMS)
+def test_a_normalized_condition_keeps_signs_and_order(norm):
+    counts = torch.tensor([[0.0, 1.0, 15.0, -2.0], [0.0, 0.0, 0.0, 0.0]])
+    normalized = normalized_condition(counts, norm)
+    torch.testing.assert_close(normalized[1], torch.zeros(4))
+    zero, one, many, negative = normalized[0]
+    assert negative < zero == 0 < one < many
+    assert ("rms" in norm) == bool((normalized[0].square().mean() - 1).abs() < 1e-6)
+    if "log1p" in norm:
+        torch.testing.assert_close(many / one, torch.tensor(4.0))
+
+
+@pytest.mark.parametrize("norm", unet_module.CONDITION_NORMS)
+def test_a_dose_is_not_normalized_and_does_not_change_its_compound(norm, inputs):
+    counts = torch.tensor([[0.0, 1.0, 15.0], [2.0, 0.0, 1.0]])
+    dose = torch.tensor([[-2.0], [1.5]])
+    normalized = normalized_condition(torch.cat([counts, dose], dim=1), norm, dose_dim=1)
+    torch.testing.assert_close(normalized[:, 3:], dose)
+    torch.testing.assert_close(normalized[:, :3], normalized_condition(counts, norm))
+    sample, time, condition = inputs
+    unet = tiny(condition_norm=norm, dose_dim=1)
+    other_dose = condition.clone()
+    other_dose[:, -1] += 1
+    with torch.no_grad():
+        assert not torch.allclose(unet(sample, time, condition).sample, unet(sample, time, other_dose).sample)
+
+
+def test_the_network_normalizes_its_condition(inputs):
+    sample, time, condition = inputs
+    counts = condition.abs().mul(5).round()
+    raw = tiny()
+    for norm in unet_module.CONDITION_NORMS:
+        unet = tiny(condition_norm=norm)
+        unet.load_state_dict(raw.state_dict())
+        assert unet.config.condition_norm == norm
+        with torch.no_grad():
+            expected = raw(sample, time, normalized_condition(counts, norm)).sample
+            torch.testing.assert_close(unet(sample, time, counts).sample, expected)
+    with pytest.raises(ValueError, match=r"dose_dim 9 must be in .* which is 8"):
+        tiny(dose_dim=9)
+    with pytest.raises(ValueError, match="unknown condition_norm 'log'; did you mean 'log1p'"):
+        tiny(condition_norm="log")

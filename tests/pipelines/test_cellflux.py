@@ -20,7 +20,9 @@ def pipe(pipeline):
 
 
 def with_scheduler(pipeline, **settings) -> CellFluxPipeline:
-    pipe = CellFluxPipeline(pipeline.unet, CellFluxFlowMatchScheduler(**settings), pipeline.encoder)
+    pipe = CellFluxPipeline(
+        pipeline.unet, CellFluxFlowMatchScheduler(**{"solver": "midpoint", **settings}), pipeline.encoder
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -228,8 +230,8 @@ def refused(message, **arguments):
     ("arguments", "message"),
     [
         refused(r"unknown compound 'taxoll'; did you mean 'taxol'\?", compound="taxoll"),
-        refused("compound must be one name or one for each of 3 controls, got 2", compound=["taxol", "DMSO"]),
-        refused("smiles must be one name or one for each of 3 controls, got 1", smiles=["CCO"]),
+        refused("compound must be one, or one for each of 3 controls; got 2", compound=["taxol", "DMSO"]),
+        refused("smiles must be one, or one for each of 3 controls; got 1", smiles=["CCO"]),
         refused("RDKit cannot read the SMILES 'C1CC'", smiles="C1CC"),
         refused("either a compound name or a SMILES", compound=None),
         refused("either a compound name or a SMILES", compound="taxol", smiles="CCO"),

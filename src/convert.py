@@ -1,0 +1,136 @@
+"""Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
+
+    cellfluxrl convert checkpoint.pth runs/cellflux
+    cellfluxrl convert checkpoint.pth runs/cellflux --use_raw_weights --channel_names actin tubulin dna
+
+Only tensors and plain values are read: what else a pickle asks for is refused, and not executed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cellfluxrl.models.cellflux_checkpoint import (
+    complete_config,
+    convert_weights,
+    infer_config,
+    read_weights,
+    recognized_preset,
+)
+from cellfluxrl.models.compound_encoder import CompoundEncoder
+from cellfluxrl.models.unet import CellFluxUNet2DModel
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
+from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
+
+
+def convert_checkpoint(
+    checkpoint: str | Path,
+    output_dir: str | Path,
+    use_ema: bool = True,
+    config: dict[str, Any] | None = None,
+) -> dict[str, str]:
+    """
+    Write a published CellFlux checkpoint as a pipeline folder.
+
+    Args:
+        checkpoint (`str` or `Path`): File written by `torch.save`, or `.safetensors`.
+        output_dir (`str` or `Path`): New or empty folder.
+        use_ema (`bool`, defaults to `True`): Take the moving average of the weights where the checkpoint has one.
+        config (`dict`, *optional*): What the shapes of the weights do not tell, as for
+            [`CellFluxUNet2DModel.from_cellflux_checkpoint`]: `channel_names`, `num_heads`, ...
+
+    Returns:
+        `dict[str, str]`: What was found and written, in words.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        FileExistsError: If the folder holds anything.
+        ValueError: If the file is not a checkpoint of plain tensors, or not of a CellFlux network.
+
+    Example:
+        >>> convert_checkpoint("checkpoint.pth", "runs/cellflux")["weights"]                       # doctest: +SKIP
+        'the moving average (EMA) of the weights'
+    """
+    output_dir = Path(output_dir)
+    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
+        raise FileExistsError(f"{str(output_dir)!r} exists and is not an empty folder; name a new one")
+
+    # 1. The weights, and the network that they tell of
+    config = config or {}
+    weights, taken = read_weights(checkpoint, use_ema=use_ema)
+    preset = recognized_preset(infer_config(weights))
+    _check_finite(weights)
+    unet = CellFluxUNet2DModel(**complete_config(config, weights)).eval()
+    new_order = config.get("use_new_attention_order", True)
+    unet.load_state_dict(convert_weights(weights, unet, use_new_attention_order=new_order))
+
+    # 2. The rest of the pipeline, set as CellFlux samples
+    scheduler = CellFluxFlowMatchScheduler(solver="heun", time_grid="edm", source_noise="white", source_noise_scale=1)
+    encoder = CompoundEncoder()
+    if unet.config.condition_dim == encoder.fingerprints.shape[1]:
+        written = f"CellFluxPipeline with {len(encoder.names)} compounds"
+        CellFluxPipeline(unet=unet, scheduler=scheduler, encoder=encoder).save_pretrained(output_dir)
+    else:
+        width = unet.config.condition_dim
+        written = f"network and scheduler only: its conditions, {width} wide, are not fingerprints of compounds"
+        unet.save_pretrained(output_dir / "unet")
+        scheduler.save_pretrained(output_dir / "scheduler")
+
+    return {
+        "weights": taken,
+        "network": _describe(unet, preset),
+        "channels": ", ".join(unet.config.channel_names),
+        "sampler": "Heun on the EDM grid with white source noise, as CellFlux",
+        "written": f"{written}, to {output_dir}",
+    }
+
+
+def _check_finite(weights: dict[str, torch.Tensor]) -> None:
+    broken = [name for name, tensor in weights.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise ValueError(f"{len(broken)} weights of the checkpoint hold NaN or infinity, {broken[0]} for one")
+
+
+def _describe(unet: CellFluxUNet2DModel, preset: str | None) -> str:
+    size = f"{sum(parameter.numel() for parameter in unet.parameters()):,} parameters"
+    if preset:
+        return f"preset {preset!r}, {size}"
+    config = unet.config
+    told = ("model_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "condition_dim")
+    shape = ", ".join(f"{name} {config[name]}" for name in told)
+    return f"none of the presets, {size}: {shape}; num_heads {config.num_heads} is not visible in the weights"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="cellfluxrl convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("checkpoint", help="file of the original CellFlux code (.pth, or .safetensors)")
+    parser.add_argument("output_dir", help="new folder for the pipeline")
+    parser.add_argument(
+        "--use_raw_weights", action="store_true", help="not their moving average; default: the average, if it has one"
+    )
+    parser.add_argument(
+        "--channel_names", nargs="+", help="what its channels show, in order; default: as CellFlux stores them"
+    )
+    parser.add_argument("--num_heads", type=int, help="attention heads, which the weights do not tell; default: 1")
+    args = parser.parse_args(argv)
+
+    config: dict[str, Any] = {}
+    if args.channel_names is not None:
+        config["channel_names"] = tuple(args.channel_names)
+    if args.num_heads is not None:
+        config["num_heads"] = args.num_heads
+    summary = convert_checkpoint(args.checkpoint, args.output_dir, use_ema=not args.use_raw_weights, config=config)
+    for what, found in summary.items():
+        print(f"{what:10}{found}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
