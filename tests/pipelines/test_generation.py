@@ -306,7 +306,9 @@ def shipped_base() -> CellFluxPipeline:
 
 
 @pytest.mark.parametrize(
-    ("make", "size", "batch_size"), [(None, 16, 8), (None, 16, 64), (shipped_base, 48, 8)], ids=str
+    ("make", "size", "batch_size"),
+    [(None, 16, 8), (None, 16, 64), (shipped_base, 48, 8)],
+    ids=["tiny, 8", "tiny, 64", "shipped base, 8"],
 )
 def test_an_image_is_the_same_to_the_last_bit_alone_or_among_64(pipe, controls, generators, make, size, batch_size):
     pipe = make() if make else pipe
