@@ -10,6 +10,7 @@ from typing import Any
 import datasets
 import pandas as pd
 
+from cellfluxrl.data.card import ORIGINS
 from cellfluxrl.data.cell_builder import CellBuilder, CellBuilderConfig
 from cellfluxrl.data.cells import Source
 from cellfluxrl.data.sources import SOURCES, make_source
@@ -80,9 +81,7 @@ class BBBC021(CellBuilder):
         return self.config.make_source()
 
     def _info(self) -> datasets.DatasetInfo:
+        origin = ORIGINS[self.config.name]
         return datasets.DatasetInfo(
-            description="BBBC021v1: MCF-7 cells, 113 compounds at 8 concentrations, DNA, beta-tubulin and actin.",
-            homepage="https://bbbc.broadinstitute.org/BBBC021",
-            citation="Ljosa V, Sokolnicki KL, Carpenter AE. Nature Methods 9, 637 (2012).",
-            features=self.cell_features(),
+            description=origin.what, citation=origin.citation, license=origin.terms, features=self.cell_features()
         )

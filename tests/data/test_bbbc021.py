@@ -83,6 +83,15 @@ def test_real_cells_have_the_schema(real_cells):
     assert (images.min(), images.max()) == (0, 255)
 
 
+def test_a_data_set_says_what_it_is_and_whose(crops_dir, tmp_path):
+    real = BBBC021(config_name="crops", data_dir=str(crops_dir), cache_dir=str(tmp_path / "crops")).info
+    assert "Caie et al." in real.citation
+    assert "apply to these crops" in real.license
+    simulated = BBBC021(config_name="simulated", cache_dir=str(tmp_path / "simulated")).info
+    assert "computed, not photographed" in simulated.description
+    assert "Caie" not in simulated.citation
+
+
 def test_the_last_treated_plate_is_held_out(real_cells):
     assert set(real_cells["test"]["plate"]) == {"Week4_27821"}
     assert set(real_cells["train"]["plate"]) == {"Week4_27481", "Week4_27801"}
