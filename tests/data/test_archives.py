@@ -270,6 +270,15 @@ def test_a_full_disk(server, tmp_path):
     assert part.is_symlink()
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C has its usual effect also where tests run in the background of a shell, which has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_keeps_the_part(server, tmp_path):
     path, part = tmp_path / "a.zip", tmp_path / "a.zip.part"
     released = threading.Event()
