@@ -480,3 +480,9 @@ def test_a_real_field_of_another_screen(tmp_path):
     assert images.max() == 255
     for channel in range(3):
         assert images[:, channel].std() > 15
+
+
+@pytest.mark.parametrize("settings", [{"image_size": 0}, {"crop_size": 0}, {"nucleus_diameter": 0}])
+def test_sizes_of_nothing_are_refused_before_any_image_is_read(plates, settings):
+    with pytest.raises(ValueError, match=rf"{next(iter(settings))} .*got 0"):
+        open_folder(plates, **settings)

@@ -79,7 +79,10 @@ class PlateFolder:
             raise unknown_name("nucleus channel", nucleus_channel, self.channel_names)
         self.fields = _choose_plates(_fields(rows, self.channel_names, control, path), plates, control, path)
         self.crop_settings = CropSettings(
-            crop_size, image_size or crop_size, nucleus_diameter, self.channel_names.index(nucleus_channel)
+            crop_size,
+            crop_size if image_size is None else image_size,
+            nucleus_diameter,
+            self.channel_names.index(nucleus_channel),
         )
         self.image_size = self.crop_settings.image_size
         self.settings = {
