@@ -155,7 +155,7 @@ def print_table(rows: list[Row], moa: np.ndarray, treated: torch.Tensor, treated
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--guidance_scale", type=float, default=2.0, help="with 1.2, all rows are alike")
+    parser.add_argument("--guidance_scale", type=float, default=2.0, help="CellFlux has 1.2")
     parser.add_argument("--images", type=int, default=240, help="generated images; rounded up to all 12 mechanisms")
     arguments = parser.parse_args()
     moas = list(MOAS) * -(-arguments.images // len(MOAS))

@@ -16,7 +16,7 @@ COMMANDS = {
     "pretrain": ("cellfluxrl.training.pretrain", "pretrain the velocity network from control to treated cells"),
     "moa": ("cellfluxrl.training.moa", "train a classifier of the mechanism of action"),
     "rl": ("cellfluxrl.training.rl", "post-train a pipeline with the biological rewards"),
-    "convert": ("cellfluxrl.convert", "turn a published CellFlux checkpoint into a pipeline folder"),
+    "convert": ("cellfluxrl.pipelines.convert", "turn a published CellFlux checkpoint into a pipeline folder"),
 }
 
 
