@@ -56,15 +56,27 @@ def process_map(num_proc: int) -> Iterator[Map]:
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits for the end of the block, and processes that are started within never get it."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
+    """
+    Ctrl-C waits for the end of the block, and processes that are started within never get it.
+
+    Blocking the signal alone, which processes inherit, is not enough: another thread of this process may take it, and
+    Python then interrupts the main thread all the same, in the middle of telling a new process what to do.
+    """
+    if threading.current_thread() is not threading.main_thread():  # it gets no KeyboardInterrupt
         yield
         return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    came = []
+    handler = signal.signal(signal.SIGINT, lambda *_: came.append(True))
+    can_block = hasattr(signal, "pthread_sigmask")  # not on Windows
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT}) if can_block else None
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if can_block:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _start_worker() -> None:
