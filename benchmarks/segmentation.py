@@ -15,7 +15,7 @@ from skimage.measure import perimeter_crofton, regionprops
 from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.segmentation import WatershedSegmenter
+from cellfluxrl.rewards.watershed import WatershedSegmenter
 
 COUNT, SIZE = 1000, 48
 DEFAULT_REAL_DATA = Path(__file__).parents[2] / "shared" / "bbbc021_real"

@@ -12,47 +12,20 @@ their ties are settled by all that is on the strip. So the masks of an image nev
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar
 
 import numpy as np
 from scipy import ndimage as ndi
 from skimage.segmentation import watershed
 
-from cellfluxrl.errors import unknown_name
+from cellfluxrl.rewards.segmentation import NUCLEUS_CHANNEL, Masks, check_images, register_segmenter
 
-NUCLEUS_CHANNEL = "dna"
 _HISTOGRAM_BINS = 256
 _IMAGES_PER_STRIP = 64  # a strip of 48x48 crops then stays in the processor's cache
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 
 
-@dataclass(frozen=True)
-class Masks:
-    """Instance labels of the nuclei and cells of N images.
-
-    Attributes:
-        nuclei: (N, H, W) int32; 0 is background, the K nuclei of an image are 1 to K.
-        cells: (N, H, W) int32; 0 is background, the K cells of an image are 1 to K. A cell's label says nothing about
-            the label of the nucleus inside it.
-    """
-
-    nuclei: np.ndarray
-    cells: np.ndarray
-
-
-class Segmenter(Protocol):
-    """Anything that turns images into `Masks`: implement this to plug in another method.
-
-    To be saved with a reward suite it is a dataclass whose fields go into JSON, and is listed in `SEGMENTERS`.
-    """
-
-    name: ClassVar[str]
-
-    def __call__(self, images: np.ndarray) -> Masks:
-        """Segment (N, C, H, W) float images with values in [0, 1]."""
-        ...
-
-
+@register_segmenter
 @dataclass(frozen=True)
 class WatershedSegmenter:
     """Segment with thresholds and watersheds: no weights, no training, the same result on every machine.
@@ -186,22 +159,6 @@ class WatershedSegmenter:
     def _scale(self, images: np.ndarray) -> float:
         """Return how many pixels of `images` one pixel of the settings is."""
         return min(images.shape[-2:]) / self.image_size
-
-
-def check_images(images: np.ndarray, channel_names: tuple[str, ...]) -> None:
-    """Raise a `ValueError` unless `images` are (N, C, H, W) finite floats in [0, 1] with the channels named."""
-    if not isinstance(images, np.ndarray) or not np.issubdtype(images.dtype, np.floating):
-        kind = getattr(images, "dtype", type(images).__name__)
-        raise ValueError(f"images must be a numpy array of floats in [0, 1], got {kind}")
-    if images.ndim != 4 or images.shape[1] != len(channel_names) or min(images.shape[2:]) < 1:
-        raise ValueError(
-            f"images must be (N, {len(channel_names)}, H, W) with the channels {channel_names}, got {images.shape}"
-        )
-    if images.size == 0:
-        return
-    low, high = images.min(), images.max()
-    if not (low >= 0 and high <= 1):  # false for NaN too
-        raise ValueError(f"images must be finite and in [0, 1], got values from {low} to {high}")
 
 
 def smooth_images(images: np.ndarray, sigma: float) -> np.ndarray:
@@ -378,29 +335,3 @@ def _to_strip(stack: np.ndarray) -> np.ndarray:
 def _from_strip(strip: np.ndarray, count: int) -> np.ndarray:
     """Undo `_to_strip` for `count` planes."""
     return strip.reshape(count, -1, strip.shape[1])[:, 1:-1, 1:-1]
-
-
-SEGMENTERS: dict[str, type] = {WatershedSegmenter.name: WatershedSegmenter}
-
-
-def make_segmenter(name: str, **settings: object) -> Segmenter:
-    """Build a segmenter from its name and settings, for example from a configuration file.
-
-    Args:
-        name: A key of `SEGMENTERS`.
-        **settings: Fields of that segmenter.
-
-    Raises:
-        ValueError: If the name or a setting is unknown, or a setting's value is not allowed.
-
-    Example:
-        >>> make_segmenter("watershed", nucleus_sigma=1.5).nucleus_sigma
-        1.5
-    """
-    if name not in SEGMENTERS:
-        raise unknown_name("segmenter", name, SEGMENTERS)
-    fields = [field.name for field in dataclasses.fields(SEGMENTERS[name])]
-    for setting in settings:
-        if setting not in fields:
-            raise unknown_name(f"setting of segmenter {name!r}:", setting, fields)
-    return SEGMENTERS[name](**settings)

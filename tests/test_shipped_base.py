@@ -12,7 +12,7 @@ from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.simulated import simulate_cells
 from cellfluxrl.evaluation.metrics import frechet_distance, image_features
 from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.segmentation import WatershedSegmenter
+from cellfluxrl.rewards.watershed import WatershedSegmenter
 from cellfluxrl.training.demo import SHIPPED_BASE
 
 UNSEEN_PLATE = 3

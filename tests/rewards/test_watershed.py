@@ -14,10 +14,9 @@ from skimage.filters import threshold_otsu
 from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.rewards.measurements import measure, object_areas
-from cellfluxrl.rewards.segmentation import (
-    SEGMENTERS,
+from cellfluxrl.rewards.segmentation import SEGMENTERS, make_segmenter
+from cellfluxrl.rewards.watershed import (
     WatershedSegmenter,
-    make_segmenter,
     otsu_thresholds,
     remove_small,
     share_out,
