@@ -1,4 +1,4 @@
 from cellfluxrl.rewards.suite import RewardSuite
-from cellfluxrl.rewards.terms import Reward
+from cellfluxrl.rewards.terms import Observation, Reward, register_reward
 
-__all__ = ["Reward", "RewardSuite"]
+__all__ = ["Observation", "Reward", "RewardSuite", "register_reward"]

@@ -1,5 +1,7 @@
 """Rewards that are largest where generated cells follow the distribution of real ones."""
 
+from __future__ import annotations
+
 import torch
 
 
@@ -14,7 +16,7 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
         r_i = -mean_S |s_i - S| + mean_{j != i} |s_i - s_j|,
 
     which at p = real is the same for every s_i: no rollout is preferred, so nothing drifts. The average cell, which
-    maximises -|s - mean| / std, gains nothing when all rollouts look like it.
+    maximises -|s - mean| / std, gains nothing when all rollouts look like it. `docs/rewards.md` has the derivation.
 
     Args:
         values (`torch.Tensor` of shape `(N, D)`): Scaled statistics of each rollout; |.| is the Euclidean norm.
@@ -28,13 +30,23 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
     Raises:
         ValueError: If a group has one rollout only: the second term needs another one.
     """
-    rewards = torch.empty(len(values), dtype=values.dtype, device=values.device)
+    rewards = -distances_to_real(values, reference, groups)
     for group in groups.unique().tolist():
         rows = (groups == group).nonzero()[:, 0]
         if len(rows) < 2:
             raise ValueError("the energy form compares rollouts of one condition: give at least two of each")
-        own = values[rows]
-        to_real = torch.cdist(own, reference[group]).mean(dim=1)
-        to_others = torch.cdist(own, own).sum(dim=1) / (len(rows) - 1)
-        rewards[rows] = to_others - to_real
+        rewards[rows] += torch.cdist(values[rows], values[rows]).sum(dim=1) / (len(rows) - 1)
     return rewards
+
+
+def distances_to_real(values: torch.Tensor, reference: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
+    """
+    Mean distance of each image to the real cells of its group; the first term of [`energy_rewards`], positive.
+
+    Args and returns are those of [`energy_rewards`].
+    """
+    distances = torch.empty(len(values), dtype=values.dtype, device=values.device)
+    for group in groups.unique().tolist():
+        rows = (groups == group).nonzero()[:, 0]
+        distances[rows] = torch.cdist(values[rows], reference[group]).mean(dim=1)
+    return distances

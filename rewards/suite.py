@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,27 +15,26 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images
+from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.models.moa_classifier import MoAClassifier
-from cellfluxrl.rewards.energy import energy_rewards
-from cellfluxrl.rewards.measurements import STATISTICS, measure
+from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
+from cellfluxrl.rewards.measurements import measure
 from cellfluxrl.rewards.segmentation import Masks, Segmenter, make_segmenter
-from cellfluxrl.rewards.terms import REWARD_NAMES, REWARDS, Observation
-from cellfluxrl.seeding import seeded_generator
+from cellfluxrl.rewards.statistics import FEW_IMAGES, REFERENCE_SIZE, Statistics, fit_statistics, separability
+from cellfluxrl.rewards.terms import REWARD_NAMES, Observation, Reward, find_reward, register_reward
 
 logger = logging.getLogger(__name__)
 
 FORMS = ("deviation", "energy")
-VECTOR = (*STATISTICS, "moa_logit")
-REFERENCE_SIZE = 400
-FEW_IMAGES = 30
 MINIMUM_SPREAD = 0.05
+UNMEASURED = -10.0  # standard deviations from the real mean
 
 
 class RewardSuite(ModelMixin, ConfigMixin):
     """
-    Scores images of cells by the seven rewards of CellFluxRL.
+    Scores images of cells by the seven rewards of CellFluxRL, and by those of users.
 
     `moa` is the classifier's probability of the true mechanism of action; `containment` the share of the nuclei that
     lies inside cells; `roundness`, `nucleus_size`, `cytoplasm_size`, `nucleus_count` and `cytoplasm_count` compare a
@@ -42,11 +42,18 @@ class RewardSuite(ModelMixin, ConfigMixin):
     average cell maximises; in the `"energy"` form it is the derivative of a strictly proper score, which the real
     distribution maximises ([`energy_rewards`]). Use [`fit`] to make one from real images.
 
+    An image without a nucleus, or without a cell, is never rewarded: what cannot be measured counts as ten standard
+    deviations from the real mean, its containment is 0, and without a nucleus so is its probability of the MoA.
+
     Args:
         classifier_config (`dict`): Configuration of the [`MoAClassifier`]; its classes are the MoAs of the suite.
         segmenter (`str`, defaults to `"watershed"`): Name of the segmenter.
         segmenter_settings (`dict`, *optional*): Its settings.
-        reward_weights (`dict[str, float]`, *optional*): Weight of each reward in `combined`; 1 each by default.
+        rewards (`Sequence[str]`, *optional*): Names of the rewards; by default the seven.
+        reward_weights (`dict[str, float]`, *optional*): Weight of each reward in `combined`; 1 each by default. A
+            reward of weight 0 is left out of it, in both forms.
+        image_size (`Sequence[int]`, *optional*): Height and width in pixels of the images that were fitted.
+        pixel_size (`float`, *optional*): Width of their pixels in micrometres.
 
     Example:
         >>> suite = RewardSuite.from_pretrained("runs/demo/pipeline/rewards")         # doctest: +SKIP
@@ -60,31 +67,47 @@ class RewardSuite(ModelMixin, ConfigMixin):
         classifier_config: dict[str, Any],
         segmenter: str = "watershed",
         segmenter_settings: dict[str, Any] | None = None,
+        rewards: Sequence[str] | None = None,
         reward_weights: dict[str, float] | None = None,
+        image_size: Sequence[int] | None = None,
+        pixel_size: float | None = None,
     ):
         super().__init__()
         self.classifier = MoAClassifier.from_config(classifier_config).eval().requires_grad_(False)
-        count = len(self.moas)
-        self.register_buffer("mean", torch.zeros(count, len(VECTOR)))
-        self.register_buffer("std", torch.ones(count, len(VECTOR)))
-        self.register_buffer("reference", torch.zeros(count, REFERENCE_SIZE, len(VECTOR)))
-        settings = dict(segmenter_settings or {})
-        if "channel_names" in settings:
-            settings["channel_names"] = tuple(settings["channel_names"])
+        settings = {"channel_names": self.channel_names, **(segmenter_settings or {})}
+        if tuple(settings["channel_names"]) != self.channel_names:
+            raise ValueError(
+                f"the segmenter has channels {tuple(settings['channel_names'])}, the classifier {self.channel_names}"
+            )
         self.segmenter: Segmenter = make_segmenter(segmenter, **settings)
-        for name in set(reward_weights or {}) - set(REWARD_NAMES):
-            raise unknown_name("reward", name, REWARD_NAMES)
-        self.weights = {name: float((reward_weights or {}).get(name, 1.0)) for name in REWARD_NAMES}
+        self.rewards = tuple(find_reward(name) for name in (REWARD_NAMES if rewards is None else rewards))
+        if not self.rewards:
+            raise ValueError("a suite needs at least one reward")
+        names = [reward.name for reward in self.rewards]
+        for name in set(reward_weights or {}) - set(names):
+            raise unknown_name("reward", name, names)
+        self.weights = {name: float((reward_weights or {}).get(name, 1.0)) for name in names}
+        count, statistics = len(self.moas), len(self.statistic_names)
+        self.register_buffer("mean", torch.zeros(count, statistics))
+        self.register_buffer("std", torch.ones(count, statistics))
+        self.register_buffer("reference", torch.zeros(count, REFERENCE_SIZE, statistics))
+        self.register_buffer("count", torch.zeros(count, dtype=torch.long))
 
     @property
     def moas(self) -> list[str]:
-        """The MoAs that images can be scored against."""
+        """The MoAs that the classifier knows; those without real images in the fit cannot be scored against."""
         return list(self.classifier.config.moas)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
         """The channels of the images, in order."""
         return tuple(self.classifier.config.channel_names)
+
+    @property
+    def statistic_names(self) -> tuple[str, ...]:
+        """The rewards that compare a statistic with real cells: first those that have nothing else, then `moa`."""
+        own = [reward.name for reward in self.rewards if reward.statistic and not reward.score]
+        return (*own, *(reward.name for reward in self.rewards if reward.statistic and reward.score))
 
     @classmethod
     def fit(
@@ -93,93 +116,163 @@ class RewardSuite(ModelMixin, ConfigMixin):
         classifier: MoAClassifier,
         segmenter: str = "watershed",
         segmenter_settings: dict[str, Any] | None = None,
+        rewards: Sequence[str | Reward] | None = None,
+        pixel_size: float | None = None,
         seed: int = 0,
+        batch_size: int = 256,
     ) -> RewardSuite:
         """
         Fit statistics, reference cells and weights on real images.
 
         Each reward is weighted by 1 / its standard deviation over real cells of one MoA (at least 0.05), `moa` twice
-        that, and the weights sum to 1: `combined` is a weighted mean in which no reward drowns another.
+        that, and the weights sum to 1: `combined` is a weighted mean in which no reward drowns another. MoAs with few
+        images are shrunk towards the others ([`fit_statistics`]); those with none cannot be scored.
 
         Args:
             real_dataset (`datasets.Dataset`): Rows of the cell schema, treated and control.
-            classifier (`MoAClassifier`): Its classes must all occur in the data set.
+            classifier (`MoAClassifier`): Its classes must include all MoAs of the data set.
             segmenter (`str`, defaults to `"watershed"`), segmenter_settings (`dict`, *optional*): See
                 [`make_segmenter`].
+            rewards (`Sequence[str | Reward]`, *optional*): Names of rewards, or rewards of one's own, which are then
+                registered ([`register_reward`]); by default the seven.
+            pixel_size (`float`, *optional*): Width of a pixel in micrometres; images of another are then refused.
             seed (`int`, defaults to 0): Which real cells become the reference of the energy form.
+            batch_size (`int`, defaults to 256): Images that are in memory at once.
 
         Raises:
-            ValueError: If the channels differ from the classifier's, or a MoA has fewer than two images.
+            ValueError: If the channels differ from the classifier's, or no MoA has two images.
         """
         channels = channel_names_of(real_dataset)
         if channels != tuple(classifier.config.channel_names):
             raise ValueError(
                 f"the data set has channels {channels}, the classifier {tuple(classifier.config.channel_names)}"
             )
-        settings = {"channel_names": channels, **(segmenter_settings or {})}
-        fitted = dataclasses.asdict(make_segmenter(segmenter, **settings))
-        suite = cls(classifier_config=dict(classifier.config), segmenter=segmenter, segmenter_settings=fitted)
+        names = [r if isinstance(r, str) else register_reward(r).name for r in rewards or REWARD_NAMES]
+        images = open_images(real_dataset)
+        fitted = make_segmenter(segmenter, **{"channel_names": channels, **(segmenter_settings or {})})
+        suite = cls(
+            classifier_config=dict(classifier.config),
+            segmenter=segmenter,
+            segmenter_settings=dataclasses.asdict(fitted),
+            rewards=names,
+            image_size=list(images.shape[2:]),
+            pixel_size=pixel_size,
+        )
         suite.classifier.load_state_dict(classifier.state_dict())
+        suite.to(classifier.device)
 
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
-        images = open_images(real_dataset)[:]
-        vectors = suite._raw_vectors(as_model_images(images, channels), index)[0]
-        for k, moa in enumerate(suite.moas):
-            own = vectors[index == k]
-            if len(own) < 2:
-                raise ValueError(f"MoA {moa!r} has {len(own)} real images; at least two are needed")
-            if len(own) < FEW_IMAGES:
-                logger.warning("MoA %r has only %d real images: its statistics are rough", moa, len(own))
-            suite.mean[k], suite.std[k] = own.mean(dim=0), own.std(dim=0).clamp(min=1e-3)
-            generator = seeded_generator(seed, "reference cells", k)
-            if len(own) >= REFERENCE_SIZE:
-                chosen = torch.randperm(len(own), generator=generator)[:REFERENCE_SIZE]
-            else:
-                chosen = torch.randint(len(own), (REFERENCE_SIZE,), generator=generator)
-            suite.reference[k] = (own[chosen] - suite.mean[k]) / suite.std[k]
-
-        scores = suite(images, moa=moas)
-        suite._set_weights(scores, index)
+        values, scores = [], []
+        for start in range(0, len(images), batch_size):
+            part = slice(start, start + batch_size)
+            seen = suite.observe(images_to_tensor(images[part]), moas[part])
+            values.append(suite._values(seen).cpu())
+            scores.append({name: score.cpu() for name, score in suite._scores(seen).items()})
+        values = torch.cat(values)
+        suite._set_statistics(fit_statistics(values, index, len(suite.moas), seed))
+        suite._report_gaps(values, index)
+        suite._set_weights({name: torch.cat([s[name] for s in scores]) for name in scores[0]}, values, index)
         return suite
 
-    def _set_weights(self, scores: dict[str, torch.Tensor], index: torch.Tensor) -> None:
-        spread = {
-            name: torch.stack([scores[name][index == k].std() for k in index.unique()])
-            .mean()
-            .clamp(min=MINIMUM_SPREAD)
-            for name in REWARD_NAMES
-        }
-        weights = {name: (2 if name == "moa" else 1) / float(spread[name]) for name in REWARD_NAMES}
-        total = sum(weights.values())
-        self.weights = {name: weight / total for name, weight in weights.items()}
+    def _set_statistics(self, statistics: Statistics) -> None:
+        for field in dataclasses.fields(statistics):
+            getattr(self, field.name).copy_(getattr(statistics, field.name))
+
+    def _report_gaps(self, values: torch.Tensor, index: torch.Tensor) -> None:
+        unmeasured = int((~values.isfinite().all(dim=1)).sum())
+        if unmeasured:
+            logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(values))
+        counts = dict(zip(self.moas, self.count.tolist(), strict=True))
+        if missing := [moa for moa, count in counts.items() if count == 0]:
+            logger.warning("nothing can be scored against MoAs without real images: %s", ", ".join(missing))
+        if few := [f"{moa} ({count})" for moa, count in counts.items() if 0 < count < FEW_IMAGES]:
+            logger.warning(
+                "MoAs with fewer than %d real images are shrunk towards the others: %s", FEW_IMAGES, ", ".join(few)
+            )
+
+    def _set_weights(self, scores: dict[str, torch.Tensor], values: torch.Tensor, index: torch.Tensor) -> None:
+        scaled = (values - self.mean.cpu()[index]) / self.std.cpu()[index]
+        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | scores
+        whole = values.isfinite().all(dim=1)
+        weights = {}
+        for name in self.weights:
+            spreads = [deviation[name][whole & (index == k)].std() for k in (self.count > 1).nonzero()[:, 0].tolist()]
+            spread = float(torch.stack(spreads).mean().clamp(min=MINIMUM_SPREAD))
+            weights[name] = (2 if name == "moa" else 1) / spread
+        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         self.register_to_config(reward_weights=self.weights)
+
+    def separability(self) -> dict[str, float]:
+        """Share of each statistic's variance in real cells that lies between MoAs, 0 to 1 ([`separability`])."""
+        shares = separability(Statistics(self.mean, self.std, self.reference, self.count))
+        return dict(zip(self.statistic_names, shares.tolist(), strict=True))
 
     def segment(self, images: ImageBatch) -> Masks:
         """Labelled nuclei and cells of `(N, C, H, W)` images (see [`as_model_images`] for the accepted kinds)."""
         return self.segmenter(((as_model_images(images, self.channel_names) + 1) / 2).cpu().numpy())
 
     @torch.no_grad()
-    def _raw_vectors(self, images: torch.Tensor, index: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        masks = self.segmenter(((images + 1) / 2).cpu().numpy())
-        measurements = {k: torch.from_numpy(v).float().to(self.mean.device) for k, v in measure(masks).items()}
-        logits = torch.cat([self.classifier(chunk.to(self.device)).logits.float() for chunk in images.split(256)])
-        own = torch.zeros_like(logits, dtype=torch.bool)
-        own[torch.arange(len(own)), index] = True
-        # log(p / (1 - p)) = own logit - log sum exp(other logits)
-        logit = logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-        vectors = torch.stack([*(measurements[name] for name in STATISTICS), logit], dim=1)
-        return vectors, measurements
-
-    def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
+    def observe(self, images: torch.Tensor, moa: Sequence[str]) -> Observation:
         """
-        Statistics and classifier logit of each image, in standard deviations from the mean of real cells of its MoA.
+        What the rewards are computed from: masks, measurements and the classifier's verdict.
+
+        Args:
+            images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1].
+            moa (`Sequence[str]`): The true MoA of each.
+        """
+        needs = {need for reward in self.rewards for need in reward.needs}
+        seen: dict[str, Any] = {}
+        if "masks" in needs:
+            seen["masks"] = self.segmenter(((images + 1) / 2).cpu().numpy())
+            measurements = measure(seen["masks"])
+            seen["measurements"] = {k: torch.from_numpy(v).float().to(self.device) for k, v in measurements.items()}
+        if "classifier" in needs:
+            logits = self.classifier(images.to(self.device)).logits.float()
+            own = torch.zeros_like(logits, dtype=torch.bool)
+            own[torch.arange(len(own)), self.classifier.class_indices(moa)] = True
+            # log(p / (1 - p)) = own logit - log sum exp(other logits)
+            seen["logit"] = logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
+            seen["probability"] = seen["logit"].sigmoid()
+        return Observation(images.to(self.device), list(moa), **seen)
+
+    def _values(self, seen: Observation) -> torch.Tensor:
+        """The statistics of `statistic_names`: (N, S), NaN where there is nothing to measure."""
+        rewards = {reward.name: reward for reward in self.rewards}
+        columns = [self._checked(name, rewards[name].statistic(seen), seen) for name in self.statistic_names]
+        return torch.stack(columns, dim=1) if columns else torch.zeros(len(seen.moa), 0, device=self.device)
+
+    def _scores(self, seen: Observation) -> dict[str, torch.Tensor]:
+        """The rewards that have a score of their own, each (N,)."""
+        scores = {r.name: self._checked(r.name, r.score(seen), seen) for r in self.rewards if r.score}
+        for name, score in scores.items():
+            if not score.isfinite().all():
+                rows = (~score.isfinite()).nonzero()[:8, 0].tolist()
+                raise ValueError(f"reward {name!r} gave a score that is not finite for images {rows} of the batch")
+        return scores
+
+    def _checked(self, name: str, values: torch.Tensor, seen: Observation) -> torch.Tensor:
+        if not isinstance(values, torch.Tensor) or values.shape != (len(seen.moa),):
+            got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(f"reward {name!r} must give a tensor of shape ({len(seen.moa)},), got {got}")
+        return values.float().to(self.device)
+
+    def statistics(self, images: ImageBatch, moa: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+        """
+        Statistics of each image, in standard deviations from the mean of real cells of its MoA.
 
         Returns:
-            `torch.Tensor` of shape `(N, 6)`: columns as in `cellfluxrl.rewards.suite.VECTOR`.
+            `torch.Tensor` of shape `(N, S)`: columns as in `statistic_names`; -10 where there is nothing to measure.
         """
         images, index = self._check(images, moa)
-        return (self._raw_vectors(images, index)[0] - self.mean[index]) / self.std[index]
+        parts = [
+            self._values(self.observe(images[i : i + batch_size], moa[i : i + batch_size]))
+            for i in range(0, len(images), batch_size)
+        ]
+        return self._scaled(torch.cat(parts), index)
+
+    def _scaled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+        return ((values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
 
     def forward(
         self,
@@ -187,6 +280,8 @@ class RewardSuite(ModelMixin, ConfigMixin):
         moa: Sequence[str],
         form: str = "deviation",
         groups: torch.Tensor | None = None,
+        pixel_size: float | None = None,
+        batch_size: int = 256,
     ) -> dict[str, torch.Tensor]:
         """
         Score images.
@@ -196,51 +291,95 @@ class RewardSuite(ModelMixin, ConfigMixin):
             moa (`Sequence[str]`): The true MoA of each.
             form (`str`, defaults to `"deviation"`): `"deviation"` or `"energy"`.
             groups (`torch.Tensor` of shape `(N,)`, *optional*): Rollouts with the same integer are compared with each
-                other in the energy form; by default those of one MoA.
+                other in the energy form; by default those of one MoA. An image without others to compare with gets
+                the deviation form.
+            pixel_size (`float`, *optional*): Width of a pixel in micrometres, checked against that of the fit.
+            batch_size (`int`, defaults to 256): Images that are segmented and classified at once.
 
         Returns:
-            `dict[str, torch.Tensor]`: The seven rewards and `"combined"`, each of shape `(N,)`. In the energy form
-            `combined` is the energy reward of the vector of all statistics and the classifier's logit.
+            `dict[str, torch.Tensor]`: Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form
+            `combined` is the energy reward of the vector of all statistics, plus the rewards without a statistic in
+            proportion to their weights.
 
         Raises:
-            ValueError: For an unknown MoA or form, or images of a wrong kind.
+            ValueError: For an unknown MoA or form, a MoA without statistics, images of a wrong kind or of another
+                size than was fitted, or a group of several MoAs.
         """
         if form not in FORMS:
             raise unknown_name("reward form", form, FORMS)
-        images, index = self._check(images, moa)
-        vectors, measurements = self._raw_vectors(images, index)
+        images, index = self._check(images, moa, pixel_size)
+        values, scores = [], []
+        for start in range(0, len(images), batch_size):
+            seen = self.observe(images[start : start + batch_size], moa[start : start + batch_size])
+            values.append(self._values(seen))
+            scores.append(self._scores(seen))
+        values = torch.cat(values)
+        scaled = self._scaled(values, index)
+        own = {name: torch.cat([s[name] for s in scores]) for name in scores[0]}
+        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | own
+        result = {reward.name: deviation[reward.name] for reward in self.rewards}
+        result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
         if form == "energy":
-            return self._energy(vectors, measurements, index, groups)
-        mean, std = (dict(zip(VECTOR, t[index].unbind(1), strict=True)) for t in (self.mean, self.std))
-        logit = vectors[:, VECTOR.index("moa_logit")]
-        seen = Observation(measurements, logit.sigmoid(), logit, mean, std)
-        scores = {reward.name: reward.score(seen) for reward in REWARDS}
-        scores["combined"] = sum(self.weights[name] * scores[name] for name in REWARD_NAMES)
-        return scores
+            self._to_energy(result, scaled, values.isfinite().all(dim=1), index, groups)
+        return result
 
-    def _energy(
+    def _to_energy(
         self,
-        vectors: torch.Tensor,
-        measurements: dict[str, torch.Tensor],
+        scores: dict[str, torch.Tensor],
+        scaled: torch.Tensor,
+        whole: torch.Tensor,
         index: torch.Tensor,
         groups: torch.Tensor | None,
-    ) -> dict[str, torch.Tensor]:
-        groups = index if groups is None else groups
-        names, compact = groups.unique(return_inverse=True)
-        first = torch.stack([(compact == g).nonzero()[0, 0] for g in range(len(names))])
-        scaled = (vectors - self.mean[index]) / self.std[index]
-        reference = self.reference[index[first]]
-        single = {
-            name: energy_rewards(scaled[:, k : k + 1], reference[:, :, k : k + 1], compact)
-            for k, name in enumerate(VECTOR)
-        }
-        scores = {"moa": single["moa_logit"], "containment": measurements["containment"]}
-        scores |= {name: single[name] for name in STATISTICS}
-        scores["combined"] = energy_rewards(scaled, reference, compact)
-        return scores
+    ) -> None:
+        """Replace the scores of all images that have others in their group by the energy form."""
+        groups = (index if groups is None else groups).to(index.device)
+        _, group = groups.unique(return_inverse=True)
+        moa_of = index.new_zeros(int(group.max()) + 1).scatter(0, group, index)
+        if (moa_of[group] != index).any():
+            raise ValueError("rollouts of one group must have one MoA: they are compared with the same real cells")
+        # An image in which something cannot be measured is far from all others, which must not count in its favour.
+        compared = whole & (torch.bincount(group, weights=whole.double())[group] >= 2)
+        alone = ~whole & (torch.bincount(group)[group] >= 2)
+        reference = self.reference[moa_of]
 
-    def _check(self, images: ImageBatch, moa: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor]:
+        def energy(columns: list[int], out: torch.Tensor) -> None:
+            for rows, score in ((compared, energy_rewards), (alone, lambda *of: -distances_to_real(*of))):
+                if rows.any():
+                    out[rows] = score(scaled[rows][:, columns], reference[:, :, columns], group[rows])
+
+        for k, name in enumerate(self.statistic_names):
+            energy([k], scores[name])
+        weighted = [k for k, name in enumerate(self.statistic_names) if self.weights[name] > 0]
+        if not weighted:
+            return
+        combined = scores["combined"]
+        energy(weighted, combined)
+        unit = torch.tensor([self.weights[self.statistic_names[k]] for k in weighted]).median()
+        replaced = compared | alone
+        for name in set(self.weights) - set(self.statistic_names):
+            combined[replaced] += self.weights[name] / unit * scores[name][replaced]
+
+    def _check(
+        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         images = as_model_images(images, self.channel_names)
         if isinstance(moa, str) or len(moa) != len(images):
             raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
-        return images, self.classifier.class_indices(moa)
+        index = self.classifier.class_indices(moa).to(self.device)
+        for k in index.unique().tolist():
+            if self.count[k] == 0:
+                known = [m for m, count in zip(self.moas, self.count.tolist(), strict=True) if count]
+                raise ValueError(f"the suite has no statistics of MoA {self.moas[k]!r}, only of {known}")
+        fitted = self.config.image_size
+        if fitted and tuple(images.shape[2:]) != tuple(fitted):
+            raise ValueError(
+                f"the images are {tuple(images.shape[2:])} pixels, the suite's statistics are of {tuple(fitted)}: "
+                "areas and counts do not compare. Resize images of the same field of view, or fit another suite"
+            )
+        own = self.config.pixel_size
+        if own and pixel_size and not math.isclose(own, pixel_size, rel_tol=0.01):
+            raise ValueError(
+                f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on {own:g} um: "
+                f"resize the images by {pixel_size / own:.3g} and cut the same number of pixels, or fit another suite"
+            )
+        return images, index

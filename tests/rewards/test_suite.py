@@ -1,17 +1,32 @@
+import copy
 import logging
 
 import pytest
 import torch
 
-from cellfluxrl import MoAClassifier, RewardSuite
+from cellfluxrl import MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.rewards.energy import energy_rewards
 from cellfluxrl.rewards.measurements import STATISTICS, measure
-from cellfluxrl.rewards.suite import VECTOR
 from cellfluxrl.rewards.terms import REWARD_NAMES
+
+
+@pytest.fixture(scope="module")
+def many_cells(tmp_path_factory):
+    """Enough cells of each mechanism, and large enough to be segmented."""
+    builder = SimulatedCells(
+        cache_dir=str(tmp_path_factory.mktemp("many")), cells_per_moa=64, controls_per_plate=40, num_plates=2
+    )
+    builder.download_and_prepare()
+    return builder.as_dataset()["train"]
+
+
+@pytest.fixture(scope="module")
+def own_suite(many_cells):
+    return RewardSuite.fit(many_cells, MoAClassifier(moas=[CONTROL, *MOAS], width=4).eval())
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +65,17 @@ def test_moa_is_the_classifiers_probability_of_the_true_mechanism(suite, treated
 
 
 @pytest.mark.parametrize("statistic", STATISTICS)
-def test_the_other_rewards_are_deviations_from_real_cells_of_the_mechanism(
-    suite, simulated_cells, treated, scores, statistic
-):
-    cells = simulated_cells["train"]
-    real = torch.from_numpy(measure(suite.segment(open_images(cells)[:]))[statistic]).double()
-    measured = torch.from_numpy(measure(suite.segment(treated[0]))[statistic]).double()
-    names = cells["moa"]
-    for i, moa in enumerate(treated[1]):
-        own = real[[name == moa for name in names]]
-        expected = -abs(measured[i] - own.mean()) / own.std().clamp(min=1e-3)
-        assert float(scores[statistic][i]) == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
+def test_the_other_rewards_are_deviations_from_real_cells_of_the_mechanism(own_suite, many_cells, statistic):
+    images, moas = open_images(many_cells)[:], many_cells["moa"]
+    measured = measure(own_suite.segment(images))
+    whole = (measured["nucleus_count"] > 0) & (measured["cytoplasm_count"] > 0)
+    real = torch.from_numpy(measured[statistic]).double()
+    rows = list(range(0, len(moas), 25))
+    scores = own_suite(images[rows], moa=[moas[i] for i in rows])[statistic]
+    for i, score in zip(rows, scores.tolist(), strict=True):
+        own = real[torch.tensor([name == moas[i] for name in moas]) & torch.from_numpy(whole)]
+        expected = -abs(real[i] - own.mean()) / own.std()
+        assert score == pytest.approx(float(expected), rel=1e-3, abs=1e-4)
 
 
 def test_combined_is_the_weighted_sum(suite, scores):
@@ -111,48 +126,145 @@ def test_fitting_twice_gives_one_suite(suite, simulated_cells):
     assert not torch.equal(other_seed.reference, suite.reference)
 
 
-def test_statistics_of_the_fitted_cells_are_standardised(suite, simulated_cells):
-    cells = simulated_cells["train"]
-    index = suite.classifier.class_indices(cells["moa"])
-    vectors = suite.statistics(open_images(cells)[:], moa=cells["moa"])
-    assert vectors.shape == (len(cells), len(VECTOR))
-    for k in range(len(suite.moas)):
-        own = vectors[index == k]
-        torch.testing.assert_close(own.mean(dim=0), torch.zeros(len(VECTOR)), rtol=0, atol=1e-3)
-        varied = suite.std[k] > 1e-3
-        torch.testing.assert_close(own.std(dim=0)[varied], torch.ones(int(varied.sum())), rtol=0, atol=1e-3)
+def test_statistics_of_the_fitted_cells_are_standardised(own_suite, many_cells):
+    index = own_suite.classifier.class_indices(many_cells["moa"])
+    vectors = own_suite.statistics(open_images(many_cells)[:], moa=many_cells["moa"])
+    assert vectors.shape == (len(many_cells), len(own_suite.statistic_names))
+    whole = (vectors > -9.9).all(dim=1)
+    assert whole.float().mean() > 0.99
+    for k in range(len(own_suite.moas)):
+        own = vectors[whole & (index == k)]
+        torch.testing.assert_close(own.mean(dim=0), torch.zeros(own.shape[1]), rtol=0, atol=1e-3)
+        assert (own.std(dim=0) < 1.001).all()  # less where nearly all cells have one value
 
 
 # --- the energy form ---
 
 
-def test_the_energy_form_compares_the_rollouts_of_a_mechanism(suite, treated):
-    images, moas = treated
-    energy = suite(images, moa=moas, form="energy")
-    vectors = suite.statistics(images, moa=moas)
+@pytest.fixture(scope="module")
+def rollouts(many_cells):
+    """Four cells of each of three mechanisms, none without nucleus or cell."""
+    names = many_cells["moa"]
+    moas = [CONTROL, "DNA damage", "Protein synthesis"]
+    rows = [i for moa in moas for i in [i for i, name in enumerate(names) if name == moa][:4]]
+    return images_to_tensor(open_images(many_cells)[rows]), [moa for moa in moas for _ in range(4)]
+
+
+def test_the_energy_form_compares_the_rollouts_of_a_mechanism(own_suite, rollouts):
+    images, moas = rollouts
+    energy = own_suite(images, moa=moas, form="energy")
+    vectors = own_suite.statistics(images, moa=moas)
+    assert (vectors > -9.9).all()
+    unit = torch.tensor([own_suite.weights[name] for name in own_suite.statistic_names]).median()
     for k in range(3):
-        rows = slice(4 * k, 4 * k + 4)
-        reference = suite.reference[suite.moas.index(moas[4 * k])][None]
-        expected = energy_rewards(vectors[rows], reference, torch.zeros(4, dtype=torch.long))
+        rows, group = slice(4 * k, 4 * k + 4), torch.zeros(4, dtype=torch.long)
+        reference = own_suite.reference[own_suite.moas.index(moas[4 * k])][None]
+        for column, name in enumerate(own_suite.statistic_names):
+            own = slice(column, column + 1)
+            single = energy_rewards(vectors[rows, own], reference[..., own], group)
+            torch.testing.assert_close(energy[name][rows], single)
+        contained = own_suite.weights["containment"] / unit * energy["containment"][rows]
+        expected = energy_rewards(vectors[rows], reference, group) + contained
         torch.testing.assert_close(energy["combined"][rows], expected)
-        single = energy_rewards(vectors[rows, :1], reference[..., :1], torch.zeros(4, dtype=torch.long))
-        torch.testing.assert_close(energy[VECTOR[0]][rows], single)
     assert set(energy) == {*REWARD_NAMES, "combined"}
 
 
-def test_groups_split_the_rollouts_of_a_mechanism(suite, treated):
-    images, moas = treated
+def test_groups_split_the_rollouts_of_a_mechanism(own_suite, rollouts):
+    images, moas = rollouts
     groups = torch.tensor([7, 7, 3, 3])
-    together = suite(images[:4], moa=moas[:4], form="energy", groups=groups)["combined"]
+    together = own_suite(images[:4], moa=moas[:4], form="energy", groups=groups)
     for rows in (slice(0, 2), slice(2, 4)):
-        alone = suite(images[rows], moa=moas[rows], form="energy")["combined"]
-        torch.testing.assert_close(together[rows], alone, rtol=1e-4, atol=1e-4)
+        alone = own_suite(images[rows], moa=moas[rows], form="energy")
+        for name, values in together.items():
+            torch.testing.assert_close(values[rows], alone[name], rtol=1e-4, atol=1e-4)
 
 
-def test_the_energy_form_needs_two_rollouts_of_a_group(suite, treated):
-    images, moas = treated
-    with pytest.raises(ValueError, match="give at least two of each"):
-        suite(images[:5], moa=moas[:5], form="energy")
+def test_an_image_without_others_gets_the_deviation_form(own_suite, rollouts):
+    images, moas = rollouts
+    deviation = own_suite(images[:5], moa=moas[:5])
+    energy = own_suite(images[:5], moa=moas[:5], form="energy")
+    for name in deviation:
+        assert energy[name][4] == deviation[name][4]
+        if name != "containment":
+            assert not torch.isclose(energy[name][:4], deviation[name][:4]).any()
+
+
+def test_rollouts_of_several_mechanisms_are_no_group(own_suite, rollouts):
+    with pytest.raises(ValueError, match="rollouts of one group must have one MoA"):
+        own_suite(*rollouts, form="energy", groups=torch.zeros(12, dtype=torch.long))
+
+
+def energy_score(vectors, reference):
+    """J(p) = -E|s - S| + 1/2 E|s - s'|, without the pairs of a sample with itself."""
+    count = len(vectors)
+    pairs = torch.cdist(vectors, vectors).sum() / (count * (count - 1))
+    return float(-torch.cdist(vectors, reference).mean() + pairs / 2)
+
+
+def test_the_energy_form_prefers_the_real_distribution_to_the_average_cell_and_the_deviation_form_does_not(
+    own_suite, tmp_path
+):
+    builder = SimulatedCells(cache_dir=str(tmp_path), cells_per_moa=240, controls_per_plate=60, num_plates=2, seed=9)
+    builder.download_and_prepare()
+    cells = builder.as_dataset()["train"]  # other cells than those that were fitted
+    images, names = open_images(cells), cells["moa"]
+    for moa in ("DNA damage", "Protein synthesis"):
+        own = images[[i for i, name in enumerate(names) if name == moa]]
+        vectors = own_suite.statistics(own, moa=[moa] * len(own))
+        controls = images[[i for i, name in enumerate(names) if name == CONTROL]]
+        deviation = own_suite(own, moa=[moa] * len(own))["combined"]
+        average = vectors[deviation.argmax()].expand(len(own), -1)
+        assert deviation.max() > deviation.mean() + deviation.std()
+        reference = own_suite.reference[own_suite.moas.index(moa)]
+        real = energy_score(vectors, reference)
+        assert energy_score(average, reference) < real - 0.3
+        assert energy_score(own_suite.statistics(controls, moa=[moa] * len(controls)), reference) < real - 0.05
+        for column, name in enumerate(own_suite.statistic_names):  # the classifier's logit among them
+            part = slice(column, column + 1)
+            assert energy_score(average[:, part], reference[:, part]) < energy_score(
+                vectors[:, part], reference[:, part]
+            ), name
+
+
+def test_a_reward_of_weight_zero_has_no_say_in_either_form(own_suite, rollouts):
+    images, moas = rollouts
+    quiet = copy.deepcopy(own_suite)
+    quiet.weights = own_suite.weights | {"cytoplasm_count": 0.0, "containment": 0.0}
+    louder = copy.deepcopy(quiet)
+    column = own_suite.statistic_names.index("cytoplasm_count")
+    louder.mean[:, column] += 100
+    for form in ("deviation", "energy"):
+        assert torch.equal(louder(images, moas, form)["combined"], quiet(images, moas, form)["combined"])
+        assert not torch.equal(own_suite(images, moas, form)["combined"], quiet(images, moas, form)["combined"])
+
+
+# --- images in which there is nothing to measure ---
+
+
+@pytest.mark.parametrize("form", ["deviation", "energy"])
+@pytest.mark.parametrize("kind", ["black", "grey", "white", "no nucleus", "no cell"])
+def test_an_image_without_nucleus_or_cell_is_never_rewarded(own_suite, rollouts, kind, form):
+    images, moas = rollouts[0].clone(), rollouts[1]
+    images[0] = {"black": -1.0, "grey": 0.0, "white": 1.0}.get(kind, images[0])
+    if kind == "no nucleus":
+        images[0, 0] = -1
+    if kind == "no cell":
+        images[0, 1:] = -1
+    scores = own_suite(images, moas, form)
+    assert all(values.isfinite().all() for values in scores.values())
+    assert scores["combined"][0] < scores["combined"][1:4].min()
+    assert scores["containment"][0] == 0
+    assert scores["cytoplasm_count" if kind == "no cell" else "nucleus_count"][0] < -5
+    if kind != "no cell":
+        assert scores["roundness"][0] < -5
+        assert scores["moa"][0] <= 0
+
+
+def test_rollouts_are_not_rewarded_for_being_unlike_an_empty_one(own_suite, rollouts):
+    images, moas = rollouts[0][:4].clone(), rollouts[1][:4]
+    images[0] = -1
+    with_empty = own_suite(images, moas, "energy")["combined"][1:]
+    torch.testing.assert_close(with_empty, own_suite(images[1:], moas[1:], "energy")["combined"])
 
 
 # --- refusals ---
@@ -179,14 +291,31 @@ def test_an_unknown_weight_is_refused(suite):
         RewardSuite(dict(suite.config.classifier_config), reward_weights={"roundnes": 1.0})
 
 
-@pytest.mark.parametrize("count", [0, 1])
-def test_every_mechanism_needs_two_real_images(suite, simulated_cells, count):
-    cells = simulated_cells["train"]
-    names = cells["moa"]
-    own = [i for i, name in enumerate(names) if name == "Epithelial"][:count]
-    rows = [i for i, name in enumerate(names) if name != "Epithelial"] + own
-    with pytest.raises(ValueError, match=f"MoA 'Epithelial' has {count} real images; at least two are needed"):
-        RewardSuite.fit(cells.select(rows), suite.classifier)
+def test_a_mechanism_without_real_images_cannot_be_scored(many_cells, own_suite, caplog):
+    rows = [i for i, name in enumerate(many_cells["moa"]) if name != "Epithelial"]
+    with caplog.at_level(logging.WARNING, logger="cellfluxrl"):
+        suite = RewardSuite.fit(many_cells.select(rows), own_suite.classifier)
+    assert "nothing can be scored against MoAs without real images: Epithelial" in caplog.text
+    with pytest.raises(ValueError, match="no statistics of MoA 'Epithelial', only of"):
+        suite(torch.zeros(1, 3, 48, 48), moa=["Epithelial"])
+
+
+def test_images_of_another_size_are_refused(own_suite):
+    with pytest.raises(
+        ValueError, match=r"the images are \(64, 64\) pixels, the suite's statistics are of \(48, 48\)"
+    ):
+        own_suite(torch.zeros(1, 3, 64, 64), moa=["DMSO"])
+
+
+def test_images_of_another_pixel_size_are_refused(own_suite, tmp_path):
+    own_suite.register_to_config(pixel_size=0.5)
+    own_suite.save_pretrained(tmp_path)
+    own_suite.register_to_config(pixel_size=None)
+    suite = RewardSuite.from_pretrained(tmp_path)
+    images = torch.zeros(1, 3, 48, 48)
+    with pytest.raises(ValueError, match=r"0\.65 um wide, .* fitted on 0\.5 um: resize the images by 1\.3 "):
+        suite(images, moa=["DMSO"], pixel_size=0.65)
+    assert set(suite(images, moa=["DMSO"], pixel_size=0.502)) == set(suite(images, moa=["DMSO"]))
 
 
 def test_a_mechanism_that_the_classifier_does_not_know_is_refused(simulated_cells):
@@ -204,4 +333,4 @@ def test_the_channels_have_to_be_the_classifiers(simulated_cells):
 def test_few_real_images_are_a_warning(suite, simulated_cells, caplog):
     with caplog.at_level(logging.WARNING, logger="cellfluxrl"):
         RewardSuite.fit(simulated_cells["train"], suite.classifier)
-    assert "has only 8 real images: its statistics are rough" in caplog.text
+    assert "fewer than 30 real images are shrunk towards the others: DMSO (" in caplog.text
