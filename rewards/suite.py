@@ -5,10 +5,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
@@ -18,7 +23,9 @@ from cellfluxrl.data.images import ImageBatch, as_model_images
 from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.hub import CARD_NAME, push_files
 from cellfluxrl.models.moa_classifier import MoAClassifier
+from cellfluxrl.rewards.card import suite_card
 from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
 from cellfluxrl.rewards.measurements import measure
 from cellfluxrl.rewards.segmentation import Masks, Segmenter, make_segmenter
@@ -30,6 +37,32 @@ logger = logging.getLogger(__name__)
 FORMS = ("deviation", "energy")
 MINIMUM_SPREAD = 0.05
 UNMEASURED = -10.0  # standard deviations from the real mean
+
+
+@dataclass(frozen=True)
+class Measured:
+    """
+    What a suite needs to know of N images to score them in any form.
+
+    Args:
+        values (`torch.Tensor` of shape `(N, S)`): The statistics of `statistic_names`; NaN where there is nothing to
+            measure.
+        scores (`dict[str, torch.Tensor]`): The rewards that have a score of their own, each `(N,)`.
+        measurements (`dict[str, torch.Tensor]`): See [`measure`]; each `(N,)`, none if no reward needs masks.
+    """
+
+    values: torch.Tensor
+    scores: dict[str, torch.Tensor]
+    measurements: dict[str, torch.Tensor]
+
+    @staticmethod
+    def cat(parts: Sequence[Measured]) -> Measured:
+        """Join what was measured in several batches."""
+
+        def joined(name: str) -> dict[str, torch.Tensor]:
+            return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
+
+        return Measured(torch.cat([part.values for part in parts]), joined("scores"), joined("measurements"))
 
 
 class RewardSuite(ModelMixin, ConfigMixin):
@@ -163,23 +196,22 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
-        values, scores = [], []
+        parts = []
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             seen = suite.observe(images_to_tensor(images[part]), moas[part])
-            values.append(suite._values(seen).cpu())
-            scores.append({name: score.cpu() for name, score in suite._scores(seen).items()})
-        values = torch.cat(values)
-        suite._set_statistics(fit_statistics(values, index, len(suite.moas), seed))
-        suite._report_gaps(values, index)
-        suite._set_weights({name: torch.cat([s[name] for s in scores]) for name in scores[0]}, values, index)
+            parts.append(Measured(suite._values(seen).cpu(), {k: v.cpu() for k, v in suite._scores(seen).items()}, {}))
+        measured = Measured.cat(parts)
+        suite._set_statistics(fit_statistics(measured.values, index, len(suite.moas), seed))
+        suite._report_gaps(measured.values)
+        suite._set_weights(measured, index)
         return suite
 
     def _set_statistics(self, statistics: Statistics) -> None:
         for field in dataclasses.fields(statistics):
             getattr(self, field.name).copy_(getattr(statistics, field.name))
 
-    def _report_gaps(self, values: torch.Tensor, index: torch.Tensor) -> None:
+    def _report_gaps(self, values: torch.Tensor) -> None:
         unmeasured = int((~values.isfinite().all(dim=1)).sum())
         if unmeasured:
             logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(values))
@@ -191,9 +223,10 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 "MoAs with fewer than %d real images are shrunk towards the others: %s", FEW_IMAGES, ", ".join(few)
             )
 
-    def _set_weights(self, scores: dict[str, torch.Tensor], values: torch.Tensor, index: torch.Tensor) -> None:
+    def _set_weights(self, measured: Measured, index: torch.Tensor) -> None:
+        values = measured.values
         scaled = (values - self.mean.cpu()[index]) / self.std.cpu()[index]
-        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | scores
+        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
         whole = values.isfinite().all(dim=1)
         weights = {}
         for name in self.weights:
@@ -257,19 +290,52 @@ class RewardSuite(ModelMixin, ConfigMixin):
             raise ValueError(f"reward {name!r} must give a tensor of shape ({len(seen.moa)},), got {got}")
         return values.float().to(self.device)
 
-    def statistics(self, images: ImageBatch, moa: Sequence[str], batch_size: int = 256) -> torch.Tensor:
+    def measure(
+        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None, batch_size: int = 256
+    ) -> Measured:
+        """
+        Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
+
+        Arguments and errors are those of the call of the suite. uint8 images are converted batch by batch.
+        """
+        if getattr(images, "dtype", None) not in (np.uint8, torch.uint8) or len(images.shape) != 4:
+            images = as_model_images(images, self.channel_names)  # a float's range is that of all images together
+        if isinstance(moa, str) or len(moa) != len(images):
+            raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
+        if len(images) == 0:
+            raise ValueError("the batch of images is empty")
+        self._check_moas(moa)
+        self._check_size(tuple(images.shape[2:]), pixel_size)
+        parts = []
+        for start in range(0, len(images), batch_size):
+            batch = as_model_images(images[start : start + batch_size], self.channel_names)
+            seen = self.observe(batch, moa[start : start + batch_size])
+            parts.append(Measured(self._values(seen), self._scores(seen), seen.measurements or {}))
+        return Measured.cat(parts)
+
+    def score(
+        self, measured: Measured, moa: Sequence[str], form: str = "deviation", groups: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Rewards of what was measured; arguments, result and errors are those of the call of the suite."""
+        if form not in FORMS:
+            raise unknown_name("reward form", form, FORMS)
+        index = self.classifier.class_indices(moa).to(self.device)
+        scaled = self._scaled(measured.values, index)
+        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
+        result = {reward.name: deviation[reward.name] for reward in self.rewards}
+        result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
+        if form == "energy":
+            self._to_energy(result, scaled, measured.values.isfinite().all(dim=1), index, groups)
+        return result
+
+    def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
         """
         Statistics of each image, in standard deviations from the mean of real cells of its MoA.
 
         Returns:
             `torch.Tensor` of shape `(N, S)`: columns as in `statistic_names`; -10 where there is nothing to measure.
         """
-        images, index = self._check(images, moa)
-        parts = [
-            self._values(self.observe(images[i : i + batch_size], moa[i : i + batch_size]))
-            for i in range(0, len(images), batch_size)
-        ]
-        return self._scaled(torch.cat(parts), index)
+        return self._scaled(self.measure(images, moa).values, self.classifier.class_indices(moa).to(self.device))
 
     def _scaled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
         return ((values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
@@ -305,23 +371,9 @@ class RewardSuite(ModelMixin, ConfigMixin):
             ValueError: For an unknown MoA or form, a MoA without statistics, images of a wrong kind or of another
                 size than was fitted, or a group of several MoAs.
         """
-        if form not in FORMS:
+        if form not in FORMS:  # before the work, not after
             raise unknown_name("reward form", form, FORMS)
-        images, index = self._check(images, moa, pixel_size)
-        values, scores = [], []
-        for start in range(0, len(images), batch_size):
-            seen = self.observe(images[start : start + batch_size], moa[start : start + batch_size])
-            values.append(self._values(seen))
-            scores.append(self._scores(seen))
-        values = torch.cat(values)
-        scaled = self._scaled(values, index)
-        own = {name: torch.cat([s[name] for s in scores]) for name in scores[0]}
-        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | own
-        result = {reward.name: deviation[reward.name] for reward in self.rewards}
-        result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
-        if form == "energy":
-            self._to_energy(result, scaled, values.isfinite().all(dim=1), index, groups)
-        return result
+        return self.score(self.measure(images, moa, pixel_size, batch_size), moa, form, groups)
 
     def _to_energy(
         self,
@@ -359,21 +411,17 @@ class RewardSuite(ModelMixin, ConfigMixin):
         for name in set(self.weights) - set(self.statistic_names):
             combined[replaced] += self.weights[name] / unit * scores[name][replaced]
 
-    def _check(
-        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        images = as_model_images(images, self.channel_names)
-        if isinstance(moa, str) or len(moa) != len(images):
-            raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
-        index = self.classifier.class_indices(moa).to(self.device)
-        for k in index.unique().tolist():
+    def _check_moas(self, moa: Sequence[str]) -> None:
+        for k in self.classifier.class_indices(moa).unique().tolist():
             if self.count[k] == 0:
                 known = [m for m, count in zip(self.moas, self.count.tolist(), strict=True) if count]
                 raise ValueError(f"the suite has no statistics of MoA {self.moas[k]!r}, only of {known}")
+
+    def _check_size(self, size: tuple[int, ...], pixel_size: float | None) -> None:
         fitted = self.config.image_size
-        if fitted and tuple(images.shape[2:]) != tuple(fitted):
+        if fitted and size != tuple(fitted):
             raise ValueError(
-                f"the images are {tuple(images.shape[2:])} pixels, the suite's statistics are of {tuple(fitted)}: "
+                f"the images are {size} pixels, the suite's statistics are of {tuple(fitted)}: "
                 "areas and counts do not compare. Resize images of the same field of view, or fit another suite"
             )
         own = self.config.pixel_size
@@ -382,4 +430,63 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on {own:g} um: "
                 f"resize the images by {pixel_size / own:.3g} and cut the same number of pixels, or fit another suite"
             )
-        return images, index
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Save everything into one folder: configuration, weights and statistics (safetensors), and the card, README.md.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Made if it is not there.
+            push_to_hub (`bool`, defaults to `False`): Publish it too: `repo_id` (by default the folder's name),
+                `private`, `token` and `commit_message` are passed on to [`push_to_hub`].
+            **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
+        """
+        hub = {name: kwargs.pop(name) for name in ("private", "token", "commit_message") if name in kwargs}
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        super().save_pretrained(
+            save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, **kwargs
+        )
+        if is_main_process:
+            (Path(save_directory) / CARD_NAME).write_text(suite_card(self), encoding="utf-8")
+        if push_to_hub:
+            self.push_to_hub(repo_id, **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str = "Biological rewards, fitted with CellFluxRL",
+    ) -> str:
+        """
+        Publish the suite on the Hugging Face Hub, in one commit; repeat it after an interruption.
+
+        Args:
+            repo_id (`str`): `"owner/name"`; the repository is created where there is none.
+            private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
+            token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
+            commit_message (`str`): One line.
+
+        Returns:
+            `str`: The repository's address.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
+
+        Example:
+            >>> suite.push_to_hub("my-lab/my-rewards", private=True)                  # doctest: +SKIP
+        """
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            names = sorted(path.name for path in Path(folder).iterdir())
+            return push_files(folder, names, repo_id, "model", commit_message, private, token, "*.safetensors*")

@@ -11,6 +11,7 @@ from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.rewards.energy import energy_rewards
 from cellfluxrl.rewards.measurements import STATISTICS, measure
+from cellfluxrl.rewards.suite import Measured
 from cellfluxrl.rewards.terms import REWARD_NAMES
 
 
@@ -96,6 +97,30 @@ def test_an_image_is_scored_the_same_whatever_its_kind(suite, treated, form):
     expected = suite(images, moa=moas, form=form)["combined"]
     for kind in (to_uint8(images), to_pil(images), (images + 1) / 2):
         torch.testing.assert_close(suite(kind, moa=moas, form=form)["combined"], expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", [to_uint8, to_pil, lambda images: images.numpy()])
+def test_one_image_needs_no_batch_axis(suite, treated, kind):
+    images, moas = treated
+    alone = suite(kind(images[:1])[0], moa=moas[:1])
+    torch.testing.assert_close(alone["combined"], suite(images[:1], moas[:1])["combined"], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("form", ["deviation", "energy"])
+def test_scores_do_not_depend_on_the_batch_size(suite, treated, form):
+    for images in (treated[0], to_uint8(treated[0])):
+        at_once, in_parts = (suite(images, treated[1], form, batch_size=size) for size in (256, 5))
+        for name, values in at_once.items():
+            torch.testing.assert_close(in_parts[name], values, rtol=1e-4, atol=1e-4)
+
+
+def test_what_was_measured_can_be_scored_later_and_in_any_form(suite, treated):
+    images, moas = treated
+    parts = [suite.measure(images[i : i + 4], moas[i : i + 4]) for i in (0, 4, 8)]
+    for form in ("deviation", "energy"):
+        scores = suite.score(Measured.cat(parts), moas, form)
+        for name, values in suite(images, moas, form).items():
+            torch.testing.assert_close(scores[name], values, rtol=1e-4, atol=1e-4)
 
 
 def test_an_image_is_scored_the_same_in_every_batch(suite, treated, scores):
