@@ -125,6 +125,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         self.register_buffer("std", torch.ones(count, statistics))
         self.register_buffer("reference", torch.zeros(count, REFERENCE_SIZE, statistics))
         self.register_buffer("count", torch.zeros(count, dtype=torch.long))
+        self.register_buffer("real_rewards", torch.zeros(count, len(names) + 1))
 
     @property
     def moas(self) -> list[str]:
@@ -200,12 +201,34 @@ class RewardSuite(ModelMixin, ConfigMixin):
         for start in range(0, len(images), batch_size):
             part = slice(start, start + batch_size)
             seen = suite.observe(images_to_tensor(images[part]), moas[part])
-            parts.append(Measured(suite._values(seen).cpu(), {k: v.cpu() for k, v in suite._scores(seen).items()}, {}))
+            parts.append(Measured(suite._values(seen), suite._scores(seen), {}))
         measured = Measured.cat(parts)
-        suite._set_statistics(fit_statistics(measured.values, index, len(suite.moas), seed))
+        suite._set_statistics(fit_statistics(measured.values.cpu(), index, len(suite.moas), seed))
         suite._report_gaps(measured.values)
-        suite._set_weights(measured, index)
+        suite._set_weights(measured, index.to(suite.device))
+        suite._set_real_rewards(measured, moas, index.to(suite.device))
         return suite
+
+    def real_means(self, moa: Sequence[str]) -> dict[str, float]:
+        """
+        What real cells of these MoAs score on average, in the deviation form: a value above it is over-optimised.
+
+        Of real images in which everything could be measured.
+
+        Args:
+            moa (`Sequence[str]`): The MoA of each image that is compared; real cells of each weigh as often.
+
+        Returns:
+            `dict[str, float]`: For each reward and `"combined"`.
+        """
+        means = self.real_rewards[self.classifier.class_indices(moa).to(self.device)].mean(dim=0)
+        return dict(zip([*self.weights, "combined"], means.tolist(), strict=True))
+
+    def _set_real_rewards(self, measured: Measured, moa: Sequence[str], index: torch.Tensor) -> None:
+        scores = torch.stack(list(self.score(measured, moa).values()), dim=1)
+        whole = measured.values.isfinite().all(dim=1)
+        for k in (self.count > 0).nonzero()[:, 0].tolist():
+            self.real_rewards[k] = scores[whole & (index == k)].mean(dim=0)
 
     def _set_statistics(self, statistics: Statistics) -> None:
         for field in dataclasses.fields(statistics):
@@ -225,7 +248,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     def _set_weights(self, measured: Measured, index: torch.Tensor) -> None:
         values = measured.values
-        scaled = (values - self.mean.cpu()[index]) / self.std.cpu()[index]
+        scaled = (values - self.mean[index]) / self.std[index]
         deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
         whole = values.isfinite().all(dim=1)
         weights = {}
@@ -298,17 +321,20 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         Arguments and errors are those of the call of the suite. uint8 images are converted batch by batch.
         """
-        if getattr(images, "dtype", None) not in (np.uint8, torch.uint8) or len(images.shape) != 4:
+        in_8_bits = getattr(images, "dtype", None) in (np.uint8, torch.uint8) and len(images.shape) == 4
+        if not in_8_bits:
             images = as_model_images(images, self.channel_names)  # a float's range is that of all images together
         if isinstance(moa, str) or len(moa) != len(images):
             raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
         if len(images) == 0:
             raise ValueError("the batch of images is empty")
-        self._check_moas(moa)
+        self.check_moas(moa)
         self._check_size(tuple(images.shape[2:]), pixel_size)
         parts = []
         for start in range(0, len(images), batch_size):
-            batch = as_model_images(images[start : start + batch_size], self.channel_names)
+            batch = images[start : start + batch_size]
+            if in_8_bits:
+                batch = as_model_images(batch, self.channel_names)
             seen = self.observe(batch, moa[start : start + batch_size])
             parts.append(Measured(self._values(seen), self._scores(seen), seen.measurements or {}))
         return Measured.cat(parts)
@@ -320,7 +346,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         if form not in FORMS:
             raise unknown_name("reward form", form, FORMS)
         index = self.classifier.class_indices(moa).to(self.device)
-        scaled = self._scaled(measured.values, index)
+        scaled = self.standardise(measured, moa)
         deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
         result = {reward.name: deviation[reward.name] for reward in self.rewards}
         result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
@@ -335,10 +361,12 @@ class RewardSuite(ModelMixin, ConfigMixin):
         Returns:
             `torch.Tensor` of shape `(N, S)`: columns as in `statistic_names`; -10 where there is nothing to measure.
         """
-        return self._scaled(self.measure(images, moa).values, self.classifier.class_indices(moa).to(self.device))
+        return self.standardise(self.measure(images, moa), moa)
 
-    def _scaled(self, values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-        return ((values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
+    def standardise(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
+        """The statistics of what was measured, as [`statistics`] gives them."""
+        index = self.classifier.class_indices(moa).to(self.device)
+        return ((measured.values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
 
     def forward(
         self,
@@ -411,7 +439,8 @@ class RewardSuite(ModelMixin, ConfigMixin):
         for name in set(self.weights) - set(self.statistic_names):
             combined[replaced] += self.weights[name] / unit * scores[name][replaced]
 
-    def _check_moas(self, moa: Sequence[str]) -> None:
+    def check_moas(self, moa: Sequence[str]) -> None:
+        """Raise a `ValueError` for a MoA that the suite does not know, or has no statistics of."""
         for k in self.classifier.class_indices(moa).unique().tolist():
             if self.count[k] == 0:
                 known = [m for m, count in zip(self.moas, self.count.tolist(), strict=True) if count]

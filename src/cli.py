@@ -15,6 +15,7 @@ COMMANDS = {
     "demo": ("cellfluxrl.training.demo", "the whole chain on simulated or real cells, ending with a report"),
     "pretrain": ("cellfluxrl.training.pretrain", "pretrain the velocity network from control to treated cells"),
     "moa": ("cellfluxrl.training.moa", "train a classifier of the mechanism of action"),
+    "rewards": ("cellfluxrl.rewards.command", "fit the biological rewards on real cells, and score images with them"),
     "rl": ("cellfluxrl.training.rl", "post-train a pipeline with the biological rewards"),
     "convert": ("cellfluxrl.pipelines.convert", "turn a published CellFlux checkpoint into a pipeline folder"),
 }

@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import json
 import re
-from contextlib import contextmanager
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
 
 from cellfluxrl.data.info import REPORT_NAME
+from cellfluxrl.hub import CARD_NAME, check_repo_id, load_card, push_files
 
-CARD_NAME = "README.md"
 SHEET_NAME = "contact_sheet.png"
-# What is left where a card's template was not filled in.
-PLACEHOLDER = re.compile(
-    r"\[More Information Needed\]|\{\{.*?\}\}|\{%.*?%\}|\b(TODO|TBD|FIXME)\b|\[your [^\]]*\]", re.I
-)
 NO_LICENSE = ("", "unknown", "none")
-GO_ON = "run the same command again: it goes on, and does not send again what has arrived"
 
 
 def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
@@ -52,32 +43,17 @@ def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token:
     Example:
         >>> push_dataset("my_cells", "my-lab/my-cells", private=True)                 # doctest: +SKIP
     """
-    folder = Path(folder)
-    _check_repo_id(repo_id)
-    files = checked_files(folder)
-    if not (token or get_token()):
-        raise PermissionError("there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN")
-    api = HfApi(token=token)
-    with _readable_errors(repo_id):
-        refusal = _card_refusal(folder / CARD_NAME)
-    if refusal:
-        raise ValueError(f"the Hub refuses {folder / CARD_NAME}: {refusal}")
-    with _readable_errors(repo_id):
-        url = api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        is_public = not api.dataset_info(repo_id).private
-    if private and is_public:
-        raise ValueError(f"{repo_id} is there already and is public: make it private first, or choose another name")
-    with _readable_errors(repo_id):
-        present = api.list_repo_files(repo_id, repo_type="dataset")
-        stale = [n for n in present if n.startswith("data/") and n.endswith(".parquet") and n not in files]
-        # Not upload_folder, which may spread a large folder over several commits.
-        api.create_commit(
-            repo_id,
-            [CommitOperationAdd(name, folder / name) for name in files] + [CommitOperationDelete(n) for n in stale],
-            commit_message="Data set of single cells, made with CellFluxRL",
-            repo_type="dataset",
-        )
-    return str(url)
+    check_repo_id(repo_id)
+    return push_files(
+        folder,
+        checked_files(folder),
+        repo_id,
+        repo_type="dataset",
+        commit_message="Data set of single cells, made with CellFluxRL",
+        private=private,
+        token=token,
+        replaces="data/*.parquet",
+    )
 
 
 def checked_files(folder: str | Path) -> list[str]:
@@ -104,18 +80,6 @@ def checked_files(folder: str | Path) -> list[str]:
     _check_card(folder / CARD_NAME)
     sheet = [SHEET_NAME] if (folder / SHEET_NAME).is_file() else []
     return [CARD_NAME, REPORT_NAME, *sheet, *sorted(listed)]
-
-
-def _check_repo_id(repo_id: str) -> None:
-    try:
-        validate_repo_id(repo_id)
-        well_formed = repo_id.count("/") == 1
-    except HFValidationError:
-        well_formed = False
-    if not well_formed:
-        raise ValueError(
-            f"repository {repo_id!r} must be named 'owner/name', of letters, digits, '-', '_' and '.', at most 96"
-        )
 
 
 def _finished_report(folder: Path) -> dict:
@@ -147,14 +111,7 @@ def _check_rows(folder: Path, name: str, rows: int) -> None:
 
 def _check_card(path: Path) -> None:
     """Refuse a card that is missing, has no licence or placeholders, or does not lead to the data."""
-    if not path.is_file():
-        raise ValueError(f"{path} is missing: build the data set again")
-    try:
-        card = DatasetCard.load(path)
-    except Exception as error:  # of yaml, or whatever its header makes huggingface_hub do
-        raise ValueError(f"{path} cannot be read as a card: {error}") from error
-    if placeholder := PLACEHOLDER.search(card.content):
-        raise ValueError(f"{path} still has the placeholder {placeholder[0]!r}: fill it in")
+    card = load_card(path, "dataset")
     if str(card.data.get("license") or "").lower() in NO_LICENSE:
         raise ValueError(
             f"{path} names no licence, so nobody could use the data: build with --license, for example cc-by-4.0, or "
@@ -162,50 +119,3 @@ def _check_card(path: Path) -> None:
         )
     if not card.data.get("configs"):
         raise ValueError(f"{path} has no `configs:` in its header, by which load_dataset finds the splits")
-
-
-def _card_refusal(path: Path) -> str | None:
-    """What the Hub has against a card."""
-    try:
-        DatasetCard.load(path).validate()
-    except HfHubHTTPError:
-        raise
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-@contextmanager
-def _readable_errors(repo_id: str):
-    """Turn what goes wrong between here and the Hub into one sentence that says what to do."""
-    try:
-        yield
-    except Exception as error:  # requests, httpx and its successor share no base class
-        response = _response_of(error)
-        if response is None:
-            raise ConnectionError(f"the Hub cannot be reached ({_first_line(error)}); {GO_ON}") from error
-        status = response.status_code
-        if status == 401:
-            raise PermissionError(
-                "the Hub does not accept the access token (401): run `hf auth login` with one that may write to "
-                f"{repo_id}"
-            ) from error
-        if status in (403, 404):
-            raise PermissionError(
-                f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
-                "check the name, and that the token has the right to write"
-            ) from error
-        raise ConnectionError(f"the Hub failed with status {status} ({_first_line(error)}); {GO_ON}") from error
-
-
-def _response_of(error: BaseException | None):
-    """The Hub's answer, which may be wrapped in other errors."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError):
-            return error.response
-        error = error.__cause__
-    return None
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -177,7 +177,7 @@ def training_curves(
     lines = -(-len(keys) // columns)
     figure = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained", dpi=DOTS_PER_INCH)
     for i, key in enumerate(keys):
-        axes = _styled(figure.add_subplot(lines, columns, i + 1))
+        axes = styled(figure.add_subplot(lines, columns, i + 1))
         axes.set_title(key, fontsize=10, color=TEXT_COLOR)
         axes.set_xlabel("step")
         for (name, log), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
@@ -217,7 +217,7 @@ def best_of_n_curve(
         >>> best_of_n_curve("best_of_n.png", {"base": base}, real=(3.51, 0.05))       # doctest: +SKIP
     """
     figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=DOTS_PER_INCH)
-    axes = _styled(figure.add_subplot())
+    axes = styled(figure.add_subplot())
     for (name, curve), color, marker in zip(
         curves.items(), itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False
     ):
@@ -238,7 +238,7 @@ def best_of_n_curve(
     figure.savefig(path)
 
 
-def _styled(axes: Axes) -> Axes:
+def styled(axes: Axes) -> Axes:
     """Quiet axes: the data are the darkest thing in the panel."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["bottom", "left"]].set_color("#999999")

@@ -86,6 +86,27 @@ def test_combined_is_the_weighted_sum(suite, scores):
     assert all(weight > 0 for weight in suite.weights.values())
 
 
+def test_what_real_cells_score_is_kept(own_suite, many_cells, tmp_path):
+    own_suite.save_pretrained(tmp_path)
+    loaded = RewardSuite.from_pretrained(tmp_path)
+    images, moas = open_images(many_cells), many_cells["moa"]
+    rows = [i for i, moa in enumerate(moas) if moa == "DNA damage"]
+    scores = own_suite(images[rows], ["DNA damage"] * len(rows))
+    real = loaded.real_means(["DNA damage"])
+    assert set(real) == set(scores)
+    whole = scores["nucleus_count"] > -9.9
+    for name, values in scores.items():
+        assert real[name] == pytest.approx(float(values[whole].mean()), abs=1e-3)
+
+
+def test_floats_have_one_range_whatever_the_batch(suite, treated):
+    images, moas = treated
+    bright = images[:6].clamp(min=0)  # no negative value in the first batch
+    together = torch.cat([bright, images[6:]])
+    at_once, in_parts = (suite(together, moas, batch_size=size) for size in (256, 6))
+    torch.testing.assert_close(in_parts["combined"], at_once["combined"], rtol=1e-4, atol=1e-4)
+
+
 def test_weights_can_be_chosen(suite, treated):
     own = RewardSuite(dict(suite.config.classifier_config), reward_weights={"moa": 0.0, "containment": 3.0})
     assert own.weights == {**dict.fromkeys(REWARD_NAMES, 1.0), "moa": 0.0, "containment": 3.0}

@@ -1,0 +1,104 @@
+"""The card of a reward suite, filled in from what was fitted."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from typing import TYPE_CHECKING
+
+from huggingface_hub import ModelCardData
+from jinja2 import Environment, StrictUndefined
+
+from cellfluxrl.rewards.statistics import FEW_IMAGES
+from cellfluxrl.rewards.terms import REWARD_NAMES, Reward
+
+if TYPE_CHECKING:  # the suite writes its card
+    from cellfluxrl.rewards.suite import RewardSuite
+
+MEANINGS = {
+    "moa": "the classifier's probability of the true MoA; 0 without a nucleus",
+    "containment": "share of the nuclei's pixels that lies inside cells, 0 to 1",
+    "roundness": "mean roundness of the nuclei, compared with real cells of the MoA",
+    "nucleus_size": "area of the largest nucleus, compared with real cells of the MoA",
+    "cytoplasm_size": "area of the largest cell, nucleus included, compared with real cells of the MoA",
+    "nucleus_count": "number of nuclei, compared with real cells of the MoA",
+    "cytoplasm_count": "number of cells, compared with real cells of the MoA",
+}
+
+
+def suite_card(suite: RewardSuite) -> str:
+    """
+    Fill in `model_cards/rewards.md`.
+
+    Args:
+        suite ([`RewardSuite`]): A fitted one; of one that is not, the card says that nothing can be scored.
+
+    Returns:
+        `str`: Markdown with a YAML header that the Hub reads.
+    """
+    counts = dict(zip(suite.moas, suite.count.tolist(), strict=True))
+    known = [moa for moa, count in counts.items() if count]
+    separability = separability_text(suite) if known else {}
+    settings = {k: v for k, v in (suite.config.segmenter_settings or {}).items() if k != "channel_names"}
+    environment = Environment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    template = environment.from_string((files("cellfluxrl.model_cards") / "rewards.md").read_text(encoding="utf-8"))
+    return template.render(
+        metadata=ModelCardData(
+            library_name="diffusers", tags=["biology", "microscopy", "single-cell", "reward-model", "cellfluxrl"]
+        ).to_yaml(),
+        total=f"{sum(counts.values()):,}",
+        channels=suite.channel_names,
+        image_size=suite.config.image_size,
+        pixel_size=f"{suite.config.pixel_size:g}" if suite.config.pixel_size else None,
+        example=(known or suite.moas)[-1],
+        rewards=[
+            {"name": reward.name, "weight": f"{suite.weights[reward.name]:.3f}", "meaning": _meaning(reward)}
+            for reward in suite.rewards
+        ],
+        own_rewards=[reward.name for reward in suite.rewards if reward.name not in REWARD_NAMES],
+        statistics=suite.statistic_names,
+        moas=[
+            {
+                "name": moa.replace("|", "\\|"),
+                "count": f"{counts[moa]:,}",
+                "shrunk": counts[moa] < FEW_IMAGES,
+                "statistics": statistics_text(suite, moa),
+            }
+            for moa in known
+        ],
+        separability=[separability.get(name, "") for name in suite.statistic_names],
+        few_images=FEW_IMAGES,
+        unknown=[moa for moa in suite.moas if not counts[moa]],
+        segmenter=suite.config.segmenter,
+        settings=", ".join(f"`{name}` {value}" for name, value in sorted(settings.items())),
+        classes=suite.moas,
+        temperature=f"{float(suite.classifier.temperature):.2f}",
+    )
+
+
+def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
+    """Mean ± standard deviation of each of the suite's statistics in real cells of a MoA."""
+    k = suite.moas.index(moa)
+    pairs = zip(suite.mean[k].tolist(), suite.std[k].tolist(), strict=True)
+    return [f"{_three_digits(mean)} ± {_three_digits(std)}" for mean, std in pairs]
+
+
+def separability_text(suite: RewardSuite) -> dict[str, str]:
+    """
+    Separability of the statistics that know nothing of an image's true MoA.
+
+    The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.
+    """
+    blind = [reward.name for reward in suite.rewards if "classifier" not in reward.needs]
+    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name in blind}
+
+
+def _three_digits(number: float) -> str:
+    return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
+
+
+def _meaning(reward: Reward) -> str:
+    if reward.name in MEANINGS:
+        return MEANINGS[reward.name]
+    return "a statistic, compared with real cells of the MoA" if reward.statistic else "a score of its own"
