@@ -331,7 +331,7 @@ def run(args: DemoArguments, config: str) -> Evaluation:
     base = stages.run("base", base_of, args, config, accelerator, cells)
     own = stage_arguments(moa.MoAArguments, "moa", args, config, "classifier")
     classifier = stages.run("classifier of the rewards", classifier_of, own, accelerator, cells)
-    other = stage_arguments(moa.MoAArguments, "moa", args, config, "judge", "--width", "32")
+    other = stage_arguments(moa.MoAArguments, "moa", args, config, "judge", "--width", "24")
     other.seed = args.seed + 101
     judge = stages.run("independent classifier, for evaluation only", classifier_of, other, accelerator, cells)
     suite = stages.run("reward suite", RewardSuite.fit, cells["train"], classifier, seed=args.seed)

@@ -1,4 +1,4 @@
-"""A small convolutional network that tells the mechanism of action of a cell from its image."""
+"""A compact residual network that tells the mechanism of action of a cell from its image."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
+
+RANGE_TOLERANCE = 1e-4
 
 
 @dataclass
@@ -29,19 +31,43 @@ class MoAClassifierOutput(BaseOutput):
     features: torch.Tensor
 
 
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al., 2016): normalise, rectify, convolve; twice, beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False) if in_channels != out_channels else None
+        self.stride = stride
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        active = F.relu(self.norm1(maps))
+        shortcut = maps if self.project is None else self.project(F.avg_pool2d(active, self.stride))
+        return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
+
+
 class MoAClassifier(ModelMixin, ConfigMixin):
     """
-    Three convolutional stages, pooled by mean and maximum, with a temperature that calibrates the probabilities.
+    Three residual blocks, pooled by mean and maximum, with a temperature that calibrates the probabilities.
+
+    Images come normalised by plate, as every data set of this package is ([`plate_stretch`]); the network then
+    standardises each channel by the mean and standard deviation of its training set. It works at one size: crops of
+    another are resampled to it, large ones with antialiasing, and must show the same field of view.
 
     Args:
         moas (`Sequence[str]`): The classes; `"DMSO"` stands for untreated cells.
         channel_names (`Sequence[str]`, defaults to `("dna", "tubulin", "actin")`): Channels of the images, in order.
-        width (`int`, defaults to 24): Channels of the first stage; the others have two and four times as many.
-        dropout (`float`, defaults to 0.2): Dropout before the last layer.
+        width (`int`, defaults to 16): Channels at half the image size; there are twice as many at a quarter of it and
+            four times as many at an eighth.
+        dropout (`float`, defaults to 0.1): Dropout before the last layer.
+        image_size (`int`, defaults to 48): Height and width at which the network works, a multiple of 8.
 
     Example:
         >>> classifier = MoAClassifier(moas=["DMSO", "Protein synthesis"]).eval()
-        >>> classifier(torch.zeros(2, 3, 48, 48)).logits.shape
+        >>> classifier(torch.zeros(2, 3, 96, 96)).logits.shape
         torch.Size([2, 2])
     """
 
@@ -50,26 +76,25 @@ class MoAClassifier(ModelMixin, ConfigMixin):
         self,
         moas: Sequence[str],
         channel_names: Sequence[str] = ("dna", "tubulin", "actin"),
-        width: int = 24,
-        dropout: float = 0.2,
+        width: int = 16,
+        dropout: float = 0.1,
+        image_size: int = 48,
     ):
         super().__init__()
-        stages: list[nn.Module] = []
-        channels = len(channel_names)
-        for out_channels in (width, 2 * width, 4 * width):
-            stages += [
-                nn.Conv2d(channels, out_channels, 3, padding=1, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-                nn.Conv2d(out_channels, out_channels, 3, padding=1, stride=2, bias=False),
-                nn.BatchNorm2d(out_channels),
-                nn.ReLU(),
-            ]
-            channels = out_channels
-        self.stages = nn.Sequential(*stages)
-        self.project = nn.Linear(2 * channels, channels)
+        if image_size < 8 or image_size % 8:
+            raise ValueError(f"image_size of the classifier must be a positive multiple of 8, got {image_size}")
+        self.register_buffer("channel_mean", torch.zeros(len(channel_names)))
+        self.register_buffer("channel_std", torch.ones(len(channel_names)))
+        self.stem = nn.Conv2d(4 * len(channel_names), width, 3, padding=1)
+        self.blocks = nn.Sequential(
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 2 * width, stride=1),
+            ResidualBlock(2 * width, 4 * width, stride=2),
+        )
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.project = nn.Linear(8 * width, 4 * width)
         self.feature_dropout = nn.Dropout(dropout)
-        self.head = nn.Linear(channels, len(moas))
+        self.head = nn.Linear(4 * width, len(moas))
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(
@@ -79,25 +104,43 @@ class MoAClassifier(ModelMixin, ConfigMixin):
         Args:
             images (`torch.Tensor` of shape `(N, C, H, W)`): Images in [-1, 1].
             return_dict (`bool`, defaults to `True`): Return a [`MoAClassifierOutput`], else `(logits, features)`.
+
+        Raises:
+            ValueError: For other channels, integers, an empty batch, NaN, infinity, or values outside [-1, 1].
         """
-        if images.ndim != 4 or images.shape[1] != len(self.config.channel_names):
-            raise ValueError(
-                f"images must have shape (N, {len(self.config.channel_names)}, H, W) for the channels "
-                f"{tuple(self.config.channel_names)}, got {tuple(images.shape)}"
-            )
-        maps = self.stages(images.to(self.head.weight))
+        self._check(images)
+        size = (self.config.image_size, self.config.image_size)
+        images = images.to(self.head.weight)
+        if images.shape[2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        images = (images - self.channel_mean[:, None, None]) / self.channel_std[:, None, None]
+        maps = self.stem(F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last))
+        maps = F.relu(self.norm(self.blocks(maps)))
         features = F.relu(self.project(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)))
         logits = self.head(self.feature_dropout(features)) / self.temperature
         if not return_dict:
             return logits, features
         return MoAClassifierOutput(logits=logits, features=features)
 
+    def _check(self, images: torch.Tensor) -> None:
+        channels = tuple(self.config.channel_names)
+        if images.ndim != 4 or images.shape[1] != len(channels) or not images.numel():
+            raise ValueError(
+                f"images must have shape (N, {len(channels)}, H, W) for the channels {channels} and not be empty, "
+                f"got {tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating point in [-1, 1], got {images.dtype}")
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # NaN fails both
+            raise ValueError(f"images must be finite and lie in [-1, 1], got values from {low:g} to {high:g}")
+
     def class_indices(self, moas: Sequence[str]) -> torch.Tensor:
         """
         Positions of MoA names among the classes.
 
         Raises:
-            ValueError: For a name that is not a class, with the nearest one.
+            ValueError: For a MoA that the classifier was not trained on, with the nearest one.
         """
         classes = list(self.config.moas)
         for name in set(moas) - set(classes):
@@ -112,12 +155,10 @@ def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor
     Args:
         probabilities (`torch.Tensor` of shape `(N, K)`), labels (`torch.Tensor` of shape `(N,)`): What was predicted
             and what is true.
+        num_bins (`int`, defaults to 10): Bins of the confidence, of equal width.
     """
     confidence, predicted = probabilities.max(dim=1)
     correct = (predicted == labels).float()
     bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
-    error = 0.0
-    for b in bins.unique():
-        inside = bins == b
-        error += float(inside.float().mean() * (correct[inside].mean() - confidence[inside].mean()).abs())
-    return error
+    excess = torch.zeros(num_bins).index_add_(0, bins, correct - confidence)
+    return float(excess.abs().sum() / len(labels))
