@@ -7,6 +7,8 @@ from cellfluxrl.rewards.segmentation import Masks
 STATISTICS: tuple[str, ...] = ("roundness", "nucleus_size", "cytoplasm_size", "nucleus_count", "cytoplasm_count")
 """The measurements whose distribution in real images the rewards compare with."""
 
+_PIXELS_PER_PART = 256 * 48 * 48  # what is measured at once, so that memory does not grow with the number of images
+
 # A 2x2 window has a pixel of an object, or not, in its four corners: 16 configurations. Each crosses the boundary in
 # some of four directions, which Crofton's formula turns into the length of boundary below.
 _AXIS, _DIAGONAL = np.pi / 4, np.pi / (4 * np.sqrt(2))
@@ -54,10 +56,17 @@ def measure(masks: Masks) -> dict[str, np.ndarray]:
         (1.0, 193.0, 1.01)
     """
     _check_masks(masks)
-    nucleus_areas, cell_areas = object_areas(masks.nuclei), object_areas(masks.cells)
+    step = max(1, _PIXELS_PER_PART // max(masks.nuclei[0].size if len(masks.nuclei) else 1, 1))
+    starts = range(0, max(len(masks.nuclei), 1), step)
+    parts = [_measure_part(masks.nuclei[i : i + step], masks.cells[i : i + step]) for i in starts]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _measure_part(nuclei: np.ndarray, cells: np.ndarray) -> dict[str, np.ndarray]:
+    nucleus_areas, cell_areas = object_areas(nuclei), object_areas(cells)
     return {
-        "containment": _containment(masks),
-        "roundness": _roundness(masks.nuclei, nucleus_areas),
+        "containment": _containment(nuclei, cells),
+        "roundness": _roundness(nuclei, nucleus_areas),
         "nucleus_size": nucleus_areas.max(axis=1, initial=0).astype(np.float64),
         "cytoplasm_size": cell_areas.max(axis=1, initial=0).astype(np.float64),
         "nucleus_count": (nucleus_areas > 0).sum(axis=1).astype(np.float64),
@@ -106,8 +115,15 @@ def object_perimeters(labels: np.ndarray) -> np.ndarray:
         (49.1, 50.3)
     """
     ids, shape = _object_ids(np.pad(labels, ((0, 0), (1, 1), (1, 1))))
-    corners = np.stack([ids[:, :-1, :-1], ids[:, :-1, 1:], ids[:, 1:, :-1], ids[:, 1:, 1:]], axis=-1)
-    corners = corners[(corners != corners[..., :1]).any(axis=-1)]  # only windows on an outline: (M, 4)
+    upper_left, upper_right, lower_left, lower_right = (
+        ids[:, :-1, :-1],
+        ids[:, :-1, 1:],
+        ids[:, 1:, :-1],
+        ids[:, 1:, 1:],
+    )
+    outline = (upper_left != upper_right) | (upper_left != lower_left) | (upper_left != lower_right)
+    # Only the windows on an outline: (M, 4).
+    corners = np.stack([c[outline] for c in (upper_left, upper_right, lower_left, lower_right)], axis=-1)
 
     # What the window looks like to the object of each of its corners: an object with two corners in the window sees
     # the same configuration twice, each time with half the length.
@@ -117,9 +133,9 @@ def object_perimeters(labels: np.ndarray) -> np.ndarray:
     return total.reshape(shape)[:, 1:]
 
 
-def _containment(masks: Masks) -> np.ndarray:
-    nucleus = masks.nuclei > 0
-    inside = (nucleus & (masks.cells > 0)).sum(axis=(1, 2))
+def _containment(nuclei: np.ndarray, cells: np.ndarray) -> np.ndarray:
+    nucleus = nuclei > 0
+    inside = (nucleus & (cells > 0)).sum(axis=(1, 2))
     return inside / np.maximum(nucleus.sum(axis=(1, 2)), 1)
 
 

@@ -153,7 +153,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         rewards: Sequence[str | Reward] | None = None,
         pixel_size: float | None = None,
         seed: int = 0,
-        batch_size: int = 256,
+        batch_size: int = 128,
     ) -> RewardSuite:
         """
         Fit statistics, reference cells and weights on real images.
@@ -171,7 +171,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 registered ([`register_reward`]); by default the seven.
             pixel_size (`float`, *optional*): Width of a pixel in micrometres; images of another are then refused.
             seed (`int`, defaults to 0): Which real cells become the reference of the energy form.
-            batch_size (`int`, defaults to 256): Images that are in memory at once.
+            batch_size (`int`, defaults to 128): Images that are in memory at once.
 
         Raises:
             ValueError: If the channels differ from the classifier's, or no MoA has two images.
@@ -314,7 +314,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         return values.float().to(self.device)
 
     def measure(
-        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None, batch_size: int = 256
+        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None, batch_size: int = 128
     ) -> Measured:
         """
         Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
@@ -375,7 +375,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         form: str = "deviation",
         groups: torch.Tensor | None = None,
         pixel_size: float | None = None,
-        batch_size: int = 256,
+        batch_size: int = 128,
     ) -> dict[str, torch.Tensor]:
         """
         Score images.
@@ -388,7 +388,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 other in the energy form; by default those of one MoA. An image without others to compare with gets
                 the deviation form.
             pixel_size (`float`, *optional*): Width of a pixel in micrometres, checked against that of the fit.
-            batch_size (`int`, defaults to 256): Images that are segmented and classified at once.
+            batch_size (`int`, defaults to 128): Images that are segmented and classified at once.
 
         Returns:
             `dict[str, torch.Tensor]`: Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form

@@ -1,28 +1,34 @@
-"""From images of cells to labelled nuclei and cells, a whole batch at a time.
-
-The images of a batch are stacked into one tall *strip*, each inside a frame of zeros one pixel wide::
-
-    (N, H, W)  ->  (N, H + 2, W + 2)  ->  (N * (H + 2), W + 2)
-
-On the strip an ordinary 2-D labelling or distance transform treats all images in one call, which for small crops is
-several times faster than a loop. The frames keep neighbours on the strip apart. Only watersheds run image by image, as
-their ties are settled by all that is on the strip. So the masks of an image never depend on the batch it came in.
-"""
+"""The default segmenter: from images of cells to labelled nuclei and cells, without weights."""
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
+import cv2
 import numpy as np
-from scipy import ndimage as ndi
-from skimage.segmentation import watershed
 
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.rewards.labelling import (
+    Borders,
+    basins,
+    distance_to_background,
+    fill_holes,
+    from_strip,
+    join_regions,
+    label_pieces,
+    local_means,
+    otsu_thresholds,
+    refine,
+    remove_small,
+    resize,
+    smooth_images,
+    to_strip,
+)
+from cellfluxrl.rewards.nucleus_borders import Planes, log_odds_of_one_nucleus
 from cellfluxrl.rewards.segmentation import NUCLEUS_CHANNEL, Masks, check_images, register_segmenter
 
-_HISTOGRAM_BINS = 256
-_IMAGES_PER_STRIP = 64  # a strip of 48x48 crops then stays in the processor's cache
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_PIXELS_PER_PART = 64 * 48 * 48  # what is computed at once then stays in the processor's cache
 
 
 @register_segmenter
@@ -30,42 +36,53 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 class WatershedSegmenter:
     """Segment with thresholds and watersheds: no weights, no training, the same result on every machine.
 
-    Nuclei come from the DNA channel: smooth, threshold with Otsu's method [1]_ within bounds, split touching nuclei by
-    a watershed [2]_ of their distance transform. Cells come from the mean of all other channels: smooth, threshold
-    permissively, remove small pieces, and share out the others between the nuclei (`share_out`, similar to [3]_). A
-    piece of cytoplasm without a nucleus is a cell of its own. Which pixels are cell at all is decided without the DNA
-    channel: the reward for nuclei that lie inside cells could not fail otherwise.
+    Nuclei come from the nucleus channel. Otsu's threshold [1]_ finds roughly where they are; their edge is where the
+    brightness falls to a fraction of the mean of the nucleus around it, so that neither a bright neighbour nor the
+    blur of a bright nucleus moves it. The default fraction, 0.71, is half the intensity, where the edge of a blurred
+    object lies, on the square-root scale of this project's images. Touching nuclei are divided into the basins of a
+    watershed [2]_ of brightness and distance to the background, and basins are joined again unless the pass between
+    them is dim or narrow: texture divides no nucleus.
+
+    Cells come from the mean of all other channels: a permissive threshold, then a local one as above. Which pixels
+    are cell at all is decided without the nucleus channel, as the reward for nuclei that lie inside cells could not
+    fail otherwise. The nuclei share out that foreground: a watershed of its outlines (dark lines and steps of
+    brightness in any channel), rooted at the nuclei. This is the "secondary object" of CellProfiler
+    [3]_: a cell is what belongs to a nucleus, and cytoplasm that reaches into the image from a cell whose nucleus lies
+    outside is counted only where background sets it apart.
 
     Lengths are in pixels of an image whose shorter side is `image_size`; other images are measured in the same
     proportion. Intensities are on the images' own scale of 0 to 1.
 
     Args:
-        channel_names: The channels in the order of the images' second axis. One is "dna"; all others are cytoplasm.
+        channel_names: The channels in the order of the images' second axis.
+        nucleus_channel: The channel that shows nuclei; all others are cytoplasm. If there is no other, cells are
+            found in the nucleus channel by the permissive threshold for cells, and containment says little.
         image_size: The shorter side, in pixels, of the images that the lengths below refer to.
-        nucleus_sigma: Standard deviation of the Gaussian that smooths the DNA channel, in pixels.
+        nucleus_sigma: Standard deviation of the Gaussian that smooths the nucleus channel, in pixels; no
+            fewer in smaller images, whose noise is the same.
         nucleus_floor: Lowest threshold for nuclei.
         nucleus_ceiling: Highest threshold for nuclei, so that one very bright nucleus does not hide the others.
-        nucleus_contrast: An image has nuclei only if its smoothed DNA channel is on average this much brighter above
-            Otsu's threshold than below, which noise is not.
-        nucleus_height_sigma: Standard deviation of the Gaussian that smooths the distance transform, in pixels; larger
-            values split fewer nuclei.
-        nucleus_distance: Of two summits within this many rows and columns of each other only the higher is a nucleus.
+        nucleus_contrast: An image has nuclei only if its smoothed nucleus channel is on average this much brighter
+            above Otsu's threshold than below, which noise is not.
+        nucleus_edge: Brightness at the edge of a nucleus as a fraction of the mean around it.
         nucleus_area: Smaller nuclei are removed, in square pixels.
         cell_sigma: Standard deviation of the Gaussian that smooths the cytoplasm, in pixels.
-        cell_fraction: The threshold for cells is this fraction of Otsu's, within the next two bounds.
+        cell_fraction: The permissive threshold for cells is this fraction of Otsu's, within the next two bounds.
         cell_floor: Lowest threshold for cells.
         cell_ceiling: Highest threshold for cells, so that crops without background are cells throughout.
+        cell_edge: Brightness at the edge of a cell as a fraction of the mean around it.
         cell_area: Smaller pieces of cytoplasm are removed before they are shared out, in square pixels.
 
     Raises:
-        ValueError: If "dna" or the cytoplasm is missing from `channel_names`, or a setting is out of range.
+        ValueError: If `nucleus_channel` is not one of `channel_names`, a name occurs twice, or a setting is out of
+            range.
 
     References:
         .. [1] N. Otsu, A threshold selection method from gray-level histograms, IEEE Trans. SMC 9, 62-66 (1979).
         .. [2] S. Beucher, C. Lantuejoul, Use of watersheds in contour detection, Int. Workshop on Image Processing
            (1979).
-        .. [3] T. Jones, A. Carpenter, P. Golland, Voronoi-based segmentation of cells on image manifolds, CVBIA
-           (2005); here without the term for intensity.
+        .. [3] A. Carpenter et al., CellProfiler: image analysis software for identifying and quantifying cell
+           phenotypes, Genome Biology 7, R100 (2006).
 
     Example:
         >>> y, x = np.mgrid[:48, :48]
@@ -79,31 +96,31 @@ class WatershedSegmenter:
     name: ClassVar[str] = "watershed"
 
     channel_names: tuple[str, ...] = ("dna", "tubulin", "actin")
+    nucleus_channel: str = NUCLEUS_CHANNEL
     image_size: int = 48
     nucleus_sigma: float = 1.25
     nucleus_floor: float = 0.15
     nucleus_ceiling: float = 0.35
     nucleus_contrast: float = 0.22
-    nucleus_height_sigma: float = 1.0
-    nucleus_distance: float = 5.0
+    nucleus_edge: float = 0.71
     nucleus_area: float = 30.0
-    cell_sigma: float = 1.0
+    cell_sigma: float = 0.9
     cell_fraction: float = 0.6
     cell_floor: float = 0.08
     cell_ceiling: float = 0.2
+    cell_edge: float = 0.72
     cell_area: float = 60.0
 
     def __post_init__(self) -> None:
         # A list is what JSON returns.
         object.__setattr__(self, "channel_names", tuple(self.channel_names))
-        if self.channel_names.count(NUCLEUS_CHANNEL) != 1 or len(self.channel_names) < 2:
-            raise ValueError(
-                f"channel_names must hold one {NUCLEUS_CHANNEL!r} and at least one other channel, "
-                f"got {self.channel_names!r}"
-            )
+        if len(set(self.channel_names)) != len(self.channel_names):
+            raise ValueError(f"channel_names must differ from each other, got {self.channel_names!r}")
+        if self.nucleus_channel not in self.channel_names:
+            raise unknown_name("nucleus_channel", self.nucleus_channel, self.channel_names)
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name != "channel_names" and not 0 < value < float("inf"):
+            if field.type in (int, float) and not 0 < value < float("inf"):
                 raise ValueError(f"{field.name} must be positive and finite, got {value!r}")
         for kind in ("nucleus", "cell"):
             floor, ceiling = getattr(self, f"{kind}_floor"), getattr(self, f"{kind}_ceiling")
@@ -123,196 +140,181 @@ class WatershedSegmenter:
             ValueError: If the shape, the type or a value of `images` is not as above.
         """
         check_images(images, self.channel_names)
-        dna = self.channel_names.index(NUCLEUS_CHANNEL)
-        count, _, height, width = images.shape
+        count, channels, height, width = images.shape
+        first = self.channel_names.index(self.nucleus_channel)
+        others = [c for c in range(channels) if c != first] or [first]
         nuclei = np.zeros((count, height, width), dtype=np.int32)
         cells = np.zeros_like(nuclei)
-        for part in _parts(count):
-            # Contiguous float32 planes: the filters below are several times slower on strided ones.
-            channels = images[part].astype(np.float32).transpose(1, 0, 2, 3)
-            nuclei[part] = self._nuclei(np.ascontiguousarray(channels[dna]))
-            cells[part] = self._cells(np.delete(channels, dna, axis=0).mean(axis=0), nuclei[part])
+        for part in _parts(count, height * width):
+            # Contiguous float32 planes, which the filters below ask for.
+            planes = np.ascontiguousarray(images[part].transpose(1, 0, 2, 3), dtype=np.float32)
+            dna, cytoplasm = planes[first], planes[others]
+            if min(height, width) < _LARGE * self.image_size:
+                (nuclei[part], _), (cells[part], _) = self._segment(dna, cytoplasm)
+                continue
+            # Objects are told apart at the resolution of the settings, and only their edges found at the images' own.
+            size = [round(side / self._scale(dna)) for side in (height, width)]
+            found = self._segment(resize(dna, size), np.stack([resize(c, size) for c in cytoplasm]))
+            sigma = _EDGE_SIGMA * self._scale(dna)
+            for out, plane, (labels, edge) in zip((nuclei, cells), (dna, cytoplasm.mean(axis=0)), found, strict=True):
+                out[part] = refine(labels, edge, smooth_images(plane, sigma))
         return Masks(nuclei, cells)
 
-    def _nuclei(self, dna: np.ndarray) -> np.ndarray:
+    def _segment(self, dna: np.ndarray, cytoplasm: np.ndarray) -> tuple[tuple, tuple]:
+        """Labels, and the brightness at their edges, of the nuclei and of the cells: (N, H, W) each."""
+        scale = self._scale(dna)
+        smooth = np.stack([smooth_images(c, self.cell_sigma * scale) for c in cytoplasm])
+        # A membrane shows in every channel; bundles of filaments and other bright structures are in one only.
+        membranes = np.min([outlines(c, scale) for c in smooth], axis=0)
+        nuclei, nucleus_edge = self._nuclei(dna, smooth, membranes)
+        return (nuclei, nucleus_edge), self._cells(cytoplasm.mean(axis=0), smooth, membranes, nuclei)
+
+    def _nuclei(self, dna: np.ndarray, cytoplasm: np.ndarray, membranes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Label the nuclei in (N, H, W) images of DNA."""
         scale = self._scale(dna)
-        smooth = smooth_images(dna, self.nucleus_sigma * scale)
+        # Noise is per pixel, whatever the image size: small images are smoothed no less.
+        smooth = smooth_images(dna, self.nucleus_sigma * max(scale, 1))
         otsu = otsu_thresholds(smooth)
         threshold = np.clip(otsu, self.nucleus_floor, self.nucleus_ceiling)
         threshold[_contrast(smooth, otsu) < self.nucleus_contrast] = np.inf
-        foreground = fill_holes(smooth > threshold[:, None, None])
-        height = smooth_images(distance_to_background(foreground), self.nucleus_height_sigma * scale)
-        labels = split_touching(foreground, height, self.nucleus_distance * scale)
-        return remove_small(labels, self.nucleus_area * scale**2)
+        rough = smooth > threshold[:, None, None]
+        sharp = smooth_images(dna, _EDGE_SIGMA * scale)
+        edge = self.nucleus_edge * local_means(dna, rough, _NUCLEUS_WINDOW * scale)
+        foreground = fill_holes(rough & (sharp > edge))
 
-    def _cells(self, cytoplasm: np.ndarray, nuclei: np.ndarray) -> np.ndarray:
+        distance = distance_to_background(foreground) / np.float32(scale)
+        regions = basins(smooth + _DISTANCE_WEIGHT * smooth_images(distance, scale), foreground)
+        planes = Planes(sharp, distance, cytoplasm, membranes)
+
+        def two_nuclei(labels: np.ndarray, borders: Borders) -> np.ndarray:
+            return -log_odds_of_one_nucleus(labels, borders, planes, scale)
+
+        no_seeds = np.zeros(regions.max(initial=0) + 1, dtype=bool)
+        nuclei = join_regions(regions, no_seeds, two_nuclei, limit=-_JOIN)
+        return remove_small(nuclei, self.nucleus_area * scale**2), edge
+
+    def _cells(
+        self, cytoplasm: np.ndarray, smooth: np.ndarray, membranes: np.ndarray, nuclei: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Label the cells in (N, H, W) images of cytoplasm, one for each nucleus and each piece without one."""
         scale = self._scale(cytoplasm)
-        smooth = smooth_images(cytoplasm, self.cell_sigma * scale)
-        threshold = np.clip(self.cell_fraction * otsu_thresholds(smooth), self.cell_floor, self.cell_ceiling)
-        pieces = label_pieces(smooth > threshold[:, None, None])
-        foreground = remove_small(pieces, self.cell_area * scale**2) > 0
+        overall = smooth.mean(axis=0)
+        threshold = np.clip(self.cell_fraction * otsu_thresholds(overall), self.cell_floor, self.cell_ceiling)
+        rough = overall > threshold[:, None, None]
+        sharp = smooth_images(cytoplasm, _EDGE_SIGMA * scale)
+        edge = self.cell_edge * local_means(cytoplasm, rough, _CELL_WINDOW * scale)
+        foreground = fill_holes(rough & (sharp > edge), _SPECK * scale**2)
+        pieces = label_pieces(foreground)
+        areas = np.bincount(pieces.ravel())
+        pieces *= (areas >= self.cell_area * scale**2)[pieces]
         # No share is too small to stay: where the foreground is must not depend on the nuclei.
-        return remove_small(share_out(foreground, nuclei), area=1)
+        return remove_small(share_out(pieces, nuclei, smooth, membranes, scale), area=1), edge
 
     def _scale(self, images: np.ndarray) -> float:
         """Return how many pixels of `images` one pixel of the settings is."""
         return min(images.shape[-2:]) / self.image_size
 
 
-def smooth_images(images: np.ndarray, sigma: float) -> np.ndarray:
-    """Smooth each of (N, H, W) images with a Gaussian of standard deviation `sigma` in pixels."""
-    return ndi.gaussian_filter(images, sigma=(0, sigma, sigma), mode="nearest", truncate=3.0)
+_LARGE = 1.5  # times the size that the settings are for
+_EDGE_SIGMA = 0.6  # px; takes the noise off an edge without moving it
+_NUCLEUS_WINDOW = 13.0  # px, about a nucleus
+_CELL_WINDOW = 21.0  # px, about a cell
+_DISTANCE_WEIGHT = 0.1  # brightness that one px of distance to the background is worth
+_JOIN = 1.0  # log-odds; parts of a nucleus that one border does not join another one may
+_FAR = 13.0  # px from the nearest nucleus: further than most cells reach
+_FAR_AREA = 5.0  # square px
+_MEMBRANE = 0.08  # brightness per px; a cell without a nucleus in view is set apart by more
+_SPECK = 12.0  # square px; smaller holes in a cell are filled
 
 
-def otsu_thresholds(images: np.ndarray) -> np.ndarray:
-    """Compute Otsu's threshold of each image, all at once.
+def outlines(images: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """Find where cells meet: dark lines and steps of brightness in (N, H, W) images, in units of brightness per px.
 
-    Equal to `skimage.filters.threshold_otsu` on a histogram of 256 bins between 0 and 1.
-
-    Args:
-        images: (N, H, W) floats in [0, 1].
-
-    Returns:
-        (N,) float64 thresholds, each the centre of the brightest bin of the background.
-
-    Example:
-        >>> float(otsu_thresholds(np.array([[[0.1, 0.1, 0.9]]]))[0])
-        0.099609375
+    The slope plus, where it is positive, the largest curvature; both from differences of neighbouring pixels.
     """
-    count = len(images)
-    bins = np.minimum((images * _HISTOGRAM_BINS).astype(np.int64), _HISTOGRAM_BINS - 1).reshape(count, -1)
-    bins += np.arange(count)[:, None] * _HISTOGRAM_BINS
-    histogram = np.bincount(bins.ravel(), minlength=count * _HISTOGRAM_BINS).reshape(count, _HISTOGRAM_BINS)
-    centres = (np.arange(_HISTOGRAM_BINS) + 0.5) / _HISTOGRAM_BINS
-
-    below = histogram.cumsum(axis=1)[:, :-1]
-    above = histogram.sum(axis=1, keepdims=True) - below
-    mass_below = (histogram * centres).cumsum(axis=1)
-    mass_above = mass_below[:, -1:] - mass_below[:, :-1]
-    mean_gap = mass_below[:, :-1] / np.maximum(below, 1) - mass_above / np.maximum(above, 1)
-    return centres[np.argmax(below * above * mean_gap**2, axis=1)]
+    padded = np.pad(images, ((0, 0), (1, 1), (1, 1)), mode="edge")
+    rows = padded[:, 2:] - padded[:, :-2]
+    down, across = rows[:, :, 1:-1] / 2, (padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2]) / 2
+    twice = 2 * images
+    bend_down = padded[:, 2:, 1:-1] + padded[:, :-2, 1:-1] - twice
+    bend_across = padded[:, 1:-1, 2:] + padded[:, 1:-1, :-2] - twice
+    bend_both = (rows[:, :, 2:] - rows[:, :, :-2]) / 4
+    slope = np.sqrt(down**2 + across**2)
+    bend = (bend_down + bend_across) / 2 + np.sqrt(((bend_down - bend_across) / 2) ** 2 + bend_both**2)
+    return slope * scale + np.maximum(bend, 0) * scale**2
 
 
-def fill_holes(foreground: np.ndarray) -> np.ndarray:
-    """Fill the background that does not reach the border of its image, in (N, H, W) booleans."""
-    strip = _to_strip(foreground)
-    background, _ = ndi.label(~strip)
-    # The frames of all images are one connected background, so everything outside has the corner's label.
-    return _from_strip(background != background[0, 0], len(foreground))
+def share_out(
+    pieces: np.ndarray, nuclei: np.ndarray, channels: np.ndarray, membranes: np.ndarray, scale: float = 1.0
+) -> np.ndarray:
+    """Divide the foreground between nuclei by a watershed of the differences in brightness, in all channels.
 
-
-def distance_to_background(foreground: np.ndarray) -> np.ndarray:
-    """Return the (N, H, W) float32 distance in pixels to the background; outside the image counts as background."""
-    distance = ndi.distance_transform_edt(_to_strip(foreground))
-    return _from_strip(distance, len(foreground)).astype(np.float32)
-
-
-def label_pieces(foreground: np.ndarray) -> np.ndarray:
-    """Label the connected pieces of (N, H, W) booleans: (N, H, W) int32, counted through the batch, 0 elsewhere."""
-    labels, _ = ndi.label(_to_strip(foreground), _EIGHT_NEIGHBOURS)
-    return np.ascontiguousarray(_from_strip(labels, len(foreground)))
-
-
-def split_touching(foreground: np.ndarray, height: np.ndarray, distance: float) -> np.ndarray:
-    """Divide the foreground between the summits of a landscape by a watershed.
+    Foreground far from every nucleus, as of a cell whose nucleus lies outside the image, is divided off too. It stays
+    an object of its own if a membrane sets it apart, and falls to its neighbour otherwise.
 
     Args:
-        foreground: (N, H, W) booleans.
-        height: (N, H, W) landscape above 0 with a summit for each object.
-        distance: Of two summits within this many rows and columns of each other only the higher counts, but every
-            connected piece keeps its highest.
+        pieces: (N, H, W) labels of the connected pieces of the foreground, counted through the stack, 0 elsewhere.
+        nuclei: (N, H, W) labels, 1 to K in each image. Their pixels outside of the foreground do not count. A piece of
+            foreground without a nucleus becomes an object of its own.
+        channels: (C, N, H, W) smoothed channels of cytoplasm, in [0, 1].
+        membranes: (N, H, W) float32, high where two cells meet; see `outlines`.
+        scale: Pixels that a pixel of a 48-pixel image is.
 
     Returns:
         (N, H, W) int32 labels, 0 for the background; no two images have another one in common.
     """
-    reach = 2 * round(distance) + 1
-    highest = ndi.maximum_filter(height, size=(1, reach, reach), mode="nearest")
-    pieces = label_pieces(foreground)
-    peak_of_piece = np.zeros(pieces.max(initial=0) + 1, dtype=height.dtype)
-    np.maximum.at(peak_of_piece, pieces.ravel(), height.ravel())
-    summits = label_pieces(foreground & ((height == highest) | (height == peak_of_piece[pieces])))
-    return _divide(pieces, summits, lambda n: -height[n])
+    seeds, settled = _cell_seeds(pieces, nuclei, scale)
+    thirds = np.array_split(channels, 3) if len(channels) >= 3 else [channels[:1], channels[-1:], channels]
+    colors = [c.mean(axis=0) for c in thirds]
+    inside = to_strip(pieces > 0)
+    # The background differs more from every pixel inside than those do from each other: it is flooded last.
+    picture = np.stack([np.where(inside, to_strip(127 * c), 255).astype(np.uint8) for c in colors], axis=-1)
+    seeds = to_strip(seeds)
+    labels = np.where(inside, seeds + (seeds > 0), 1)  # 1 is the background, 0 is to be divided
+    # OpenCV does not look at the outermost pixels: let them be outside of the frames, for every image to have one.
+    labels = np.pad(labels, 1, constant_values=1)
+    cv2.watershed(np.pad(picture, ((1, 1), (1, 1), (0, 0)), constant_values=255), labels)
+    labels = labels[1:-1, 1:-1]
+    labels = np.where(inside & (labels > 1), labels - 1, 0)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    while (lines := inside & (labels == 0)).any():
+        around = cv2.dilate(labels.astype(np.float32), cross)
+        labels = np.where(lines, around.astype(np.int32), labels)
+    labels = np.ascontiguousarray(from_strip(labels, len(pieces)))
+    flat = membranes.ravel()
+    return join_regions(labels, settled, lambda _, borders: borders.mean(np.maximum(*flat[borders.pixels])), _MEMBRANE)
 
 
-def share_out(foreground: np.ndarray, seeds: np.ndarray) -> np.ndarray:
-    """Divide the foreground between seeds: each pixel goes to about the nearest that it is connected with.
+def _cell_seeds(pieces: np.ndarray, nuclei: np.ndarray, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Number nuclei, pieces of foreground without one, and foreground far from all; and say which are cells."""
+    foreground = pieces > 0
+    marked = foreground & (nuclei > 0)
+    highest = nuclei.max(initial=0)
+    before = np.arange(len(nuclei), dtype=np.int32)[:, None, None] * highest
+    seeds = np.where(marked, nuclei + before, 0)
+    has_nucleus = np.zeros(pieces.max(initial=0) + 1, dtype=bool)
+    has_nucleus[pieces[marked]] = True
+    with_nucleus = has_nucleus[pieces]
+    alone = foreground & ~with_nucleus
+    seeds[alone] = pieces[alone] + len(nuclei) * highest
 
-    A watershed of the distance to the nearest seed. The boundary between two seeds is exact to a few pixels, except
-    where a straight line to the nearest leaves the foreground, as around a corner: there it need not be halfway.
-
-    Args:
-        foreground: (N, H, W) booleans.
-        seeds: (N, H, W) labels, 1 to K in each image. Their pixels outside of the foreground do not count. A piece of
-            foreground without a seed becomes an object of its own.
-
-    Returns:
-        (N, H, W) int32 labels, 0 for the background; no two images have another one in common.
-
-    Example:
-        >>> foreground = np.array([[[1, 1, 1, 1, 1, 0, 1]]], dtype=bool)
-        >>> seeds = np.array([[[0, 1, 0, 0, 2, 0, 0]]])
-        >>> share_out(foreground, seeds).tolist()
-        [[[1, 1, 1, 2, 2, 0, 4]]]
-    """
-    before = np.arange(len(seeds), dtype=np.int32)[:, None, None] * seeds.max(initial=0)
-    markers = np.where(foreground & (seeds > 0), seeds + before, 0)
-    return _divide(label_pieces(foreground), markers, lambda n: ndi.distance_transform_edt(markers[n] == 0))
-
-
-def remove_small(labels: np.ndarray, area: float) -> np.ndarray:
-    """Remove the objects of less than `area` pixels and number the others from 1 in each image.
-
-    Args:
-        labels: (N, H, W) labels, 0 for the background; no two images have another one in common.
-        area: Area in square pixels.
-
-    Returns:
-        (N, H, W) int32 labels, 1 to K in each image, in the order of `labels`.
-    """
-    areas = np.bincount(labels.ravel(), minlength=1)
-    areas[0] = 0
-    image = np.zeros(len(areas), dtype=np.int64)
-    image[labels] = np.arange(len(labels))[:, None, None]
-    kept = np.flatnonzero(areas >= max(area, 1))
-    kept = kept[np.argsort(image[kept], kind="stable")]
-    kept_before = np.searchsorted(image[kept], image[kept])  # in other images
-    number = np.zeros(len(areas), dtype=np.int32)
-    number[kept] = 1 + np.arange(len(kept)) - kept_before
-    return number[labels]
+    far = np.zeros_like(foreground)
+    for n in np.flatnonzero(marked.any(axis=(1, 2))):
+        away = cv2.distanceTransform((~marked[n]).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5)
+        core = (with_nucleus[n] & (away > _FAR * scale)).view(np.uint8)
+        far[n] = cv2.erode(core, np.ones((3, 3), np.uint8), borderValue=1)
+    far_pieces = label_pieces(far)
+    large = np.bincount(far_pieces.ravel()) >= _FAR_AREA * scale**2
+    large[0] = False
+    cells = len(nuclei) * highest + len(has_nucleus)
+    seeds = np.where(large[far_pieces], far_pieces + np.int32(cells), seeds)
+    return seeds, np.arange(cells + len(large)) <= cells
 
 
-def _divide(pieces: np.ndarray, markers: np.ndarray, height: Callable[[int], np.ndarray]) -> np.ndarray:
-    """Give each piece to the marker in it; several markers divide it by a watershed, none leaves it on its own.
-
-    Args:
-        pieces: (N, H, W) labels of connected pieces, 0 for the background; no two images have another one in common.
-        markers: (N, H, W) labels inside the pieces, 0 elsewhere; no two images have another one in common.
-        height: From the index of an image to its (H, W) landscape, flooded from below. Called only for images with
-            several markers in a piece.
-
-    Returns:
-        (N, H, W) int32 labels: those of the markers, and higher ones for pieces without.
-    """
-    marked = markers > 0
-    owner = np.arange(pieces.max(initial=0) + 1, dtype=np.int32) + np.int32(markers.max(initial=0))
-    owner[0] = 0
-    owner[pieces[marked]] = markers[marked]
-    labels = owner[pieces]
-    rivals = marked & (labels != markers)
-    divided = np.zeros(len(owner), dtype=bool)
-    divided[pieces[rivals]] = True
-    # Image by image, since a watershed settles ties by the order of its queue, which other images would change.
-    for n in np.flatnonzero(rivals.any(axis=(1, 2))):
-        mask = divided[pieces[n]]
-        labels[n][mask] = watershed(height(n), markers[n], connectivity=_EIGHT_NEIGHBOURS, mask=mask)[mask]
-    return labels
-
-
-def _parts(count: int) -> Iterator[slice]:
-    """Cut `count` images into slices that fit a strip."""
-    return (slice(start, start + _IMAGES_PER_STRIP) for start in range(0, count, _IMAGES_PER_STRIP))
+def _parts(count: int, pixels: int) -> Iterator[slice]:
+    """Cut `count` images of so many pixels into slices to compute at once."""
+    step = max(1, _PIXELS_PER_PART // pixels)
+    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _contrast(images: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
@@ -325,13 +327,3 @@ def _contrast(images: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
     sum_below = pixels.sum(axis=1, dtype=np.float64) - sum_above
     contrast = sum_above / np.maximum(count_above, 1) - sum_below / np.maximum(count_below, 1)
     return np.where((count_above > 0) & (count_below > 0), contrast, 0.0)
-
-
-def _to_strip(stack: np.ndarray) -> np.ndarray:
-    """Frame each of (N, H, W) planes with zeros and put one below the other: (N * (H + 2), W + 2)."""
-    return np.pad(stack, ((0, 0), (1, 1), (1, 1))).reshape(-1, stack.shape[2] + 2)
-
-
-def _from_strip(strip: np.ndarray, count: int) -> np.ndarray:
-    """Undo `_to_strip` for `count` planes."""
-    return strip.reshape(count, -1, strip.shape[1])[:, 1:-1, 1:-1]

@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from data.synthetic_plate import published_rows, write_plate, write_tables
 from file_server import FileServer
 from hub_server import HubServer
+
+from cellfluxrl import cli
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -85,3 +88,22 @@ def test_the_data_commands_run_one_after_the_other(tmp_path: Path) -> None:
             assert done.returncode == 0, done.stderr[-3000:]
         assert f"datasets/{data[2][-1]}" in hub.repos
     assert (tmp_path / data[1][-1] / "contact_sheet.png").is_file()
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
+def test_the_rewards_commands_run_one_after_the_other(page, simulated_cells, suite, tmp_path, monkeypatch) -> None:
+    lines = re.findall(r"^cellfluxrl rewards .*$", (REPOSITORY / page).read_text(), re.MULTILINE)
+    assert [shlex.split(line)[2] for line in lines] == ["fit", "score"]
+    monkeypatch.chdir(tmp_path)
+    simulated_cells.save_to_disk("my_cells")
+    suite.classifier.save_pretrained("runs/moa")
+    cells = simulated_cells["test"]
+    for i in range(3):
+        folder = tmp_path / "generated" / cells[i]["moa"]
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"{i}.npy", np.asarray(cells[i]["image"], dtype=np.uint8))
+    for line in lines:
+        assert cli.main(shlex.split(line)[1:]) == 0
+    assert len(pd.read_parquet("scores.parquet")) == 3
+    for name in ("scores_violins.png", "scores_sheet.png"):
+        assert (tmp_path / name).is_file()

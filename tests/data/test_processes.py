@@ -22,17 +22,20 @@ def test_ctrl_c_while_a_process_starts_waits_until_it_has_started(default_interr
     end = threading.Event()
     other = threading.Thread(target=end.wait)
     other.start()
-    started = False
+    started = []
+
+    def start() -> None:
+        with processes._interrupts_later():
+            if to_all:
+                os.kill(os.getpid(), signal.SIGINT)
+            else:
+                signal.pthread_kill(other.ident, signal.SIGINT)
+            threading.Event().wait(0.05)  # a signal that another thread took is answered at the next instruction
+            started.append(True)
+
     try:
         with pytest.raises(KeyboardInterrupt):
-            with processes._interrupts_later():
-                if to_all:
-                    os.kill(os.getpid(), signal.SIGINT)
-                else:
-                    signal.pthread_kill(other.ident, signal.SIGINT)
-                threading.Event().wait(0.05)  # a signal that another thread took is answered at the next instruction
-                started = True
-            pytest.fail("the interrupt got lost")
+            start()
     finally:
         end.set()
         other.join()

@@ -13,17 +13,11 @@ from skimage.filters import threshold_otsu
 
 from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
+from cellfluxrl.rewards.labelling import basins, label_pieces, otsu_thresholds, remove_small
 from cellfluxrl.rewards.measurements import measure, object_areas
 from cellfluxrl.rewards.segmentation import SEGMENTERS, make_segmenter
-from cellfluxrl.rewards.watershed import (
-    WatershedSegmenter,
-    otsu_thresholds,
-    remove_small,
-    share_out,
-    split_touching,
-)
+from cellfluxrl.rewards.watershed import WatershedSegmenter, share_out
 
-EIGHT_NEIGHBOURS = np.ones((3, 3))
 SHAPE = (3, 8, 9)
 random_foreground = arrays(bool, SHAPE)
 random_seeds = arrays(np.int32, SHAPE, elements=st.sampled_from([0, 0, 0, 1, 2, 3]))
@@ -66,7 +60,16 @@ def test_disc_has_its_area_and_one_label(radius):
     assert np.sqrt((masks.cells > 0).sum() / np.pi) == pytest.approx(18, abs=1.5)
 
 
-@pytest.mark.parametrize("gap", [-2, 0, 3])
+def test_overlapping_nuclei_are_two_only_with_evidence_for_it():
+    """A waist alone may be that of one lobed nucleus."""
+    image = draw([(24, 18, 7), (24, 30, 7)], [(24, 24, 22)])
+    segment = WatershedSegmenter()
+    assert segment(image).nuclei.max() == 1
+    image[0, :, :, 24:] *= 1.5  # two cells, one brighter in every channel
+    assert segment(image).nuclei.max() == 2
+
+
+@pytest.mark.parametrize("gap", [0, 1, 3])
 def test_touching_nuclei_are_split(gap):
     half = 7 + gap / 2
     masks = WatershedSegmenter()(draw([(24, 24 - half, 7), (24, 24 + half, 7)], [(24, 24, 22)]))
@@ -83,7 +86,8 @@ def test_touching_cells_are_shared_out_between_their_nuclei():
     assert areas[0] == pytest.approx(areas[1], rel=0.05)
     for k in (1, 2):
         assert len(np.unique(masks.cells[masks.nuclei == k])) == 1
-    assert WatershedSegmenter()(draw([], cells)).cells.max() == 1
+    wider = [(24, 13, 13), (24, 35, 13)]
+    assert WatershedSegmenter()(draw([], wider)).cells.max() == 1
 
 
 def test_cytoplasm_without_a_nucleus_is_a_cell_of_its_own():
@@ -156,7 +160,7 @@ def test_masks_do_not_depend_on_the_batch():
 
 def test_masks_of_symmetric_nuclei_do_not_depend_on_the_batch():
     """Pixels halfway between two equal nuclei are ties, which a watershed of the whole batch settles at random."""
-    shapes = [(column, half, radius) for column in (23, 23.5, 24) for half in (5.5, 6, 6.5) for radius in (7, 7.5)]
+    shapes = [(column, half, radius) for column in (23, 23.5, 24) for half in (7.5, 8) for radius in (6.5, 7)]
     pairs = [[(24, column - half, radius), (24, column + half, radius)] for column, half, radius in shapes]
     images = np.concatenate([draw(pair, [(24, 24, 40)]) for pair in pairs])
     assert (WatershedSegmenter()(images).nuclei.max(axis=(1, 2)) == 2).all()
@@ -192,7 +196,7 @@ def test_channels_are_found_by_name():
 
 
 def test_lengths_follow_the_image_size():
-    masks = WatershedSegmenter()(draw([(48, 33, 15), (48, 63, 15)], [(48, 48, 44)], size=96))
+    masks = WatershedSegmenter()(draw([(48, 32, 15), (48, 64, 15)], [(48, 48, 44)], size=96))
     assert masks.nuclei.shape == (1, 96, 96)
     assert masks.nuclei.max() == 2
 
@@ -222,8 +226,9 @@ def test_bad_images_are_refused_by_value(images, message):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"channel_names": ("tubulin", "actin")}, "'tubulin', 'actin'"),
-        ({"channel_names": ("dna",)}, "at least one other"),
+        ({"channel_names": ("tubulin", "actin")}, "unknown nucleus_channel 'dna'.*tubulin"),
+        ({"channel_names": ("dna", "er", "er")}, "differ .* 'er', 'er'"),
+        ({"channel_names": ("dapi", "er"), "nucleus_channel": "dap1"}, "'dap1'; did you mean 'dapi'"),
         ({"nucleus_sigma": -1.0}, r"nucleus_sigma .* -1.0"),
         ({"cell_area": float("nan")}, "cell_area .* nan"),
         ({"nucleus_floor": 0.5}, "nucleus_floor must not exceed nucleus_ceiling"),
@@ -267,16 +272,22 @@ def test_remove_small_numbers_by_image_where_labels_do_not():
     np.testing.assert_array_equal(remove_small(labels, 0), [[[1, 1, 2, 2]], [[1, 1, 2, 3]], [[0, 1, 1, 1]]])
 
 
+def divide(foreground, seeds, levels=None):
+    """Share out images that are small next to a cell, without any difference in brightness unless it is given."""
+    levels = np.zeros(foreground.shape, dtype=np.float32) if levels is None else levels
+    return share_out(label_pieces(foreground), seeds, np.stack([levels, levels]), levels, scale=10.0)
+
+
 def pieces_of(mask):
     """Return the connected pieces of an (H, W) mask, one mask each."""
-    labels, count = ndi.label(mask, EIGHT_NEIGHBOURS)
+    labels, count = ndi.label(mask)
     return [labels == k for k in range(1, count + 1)]
 
 
 @settings(max_examples=100, deadline=None)
 @given(foreground=random_foreground, seeds=random_seeds)
 def test_shares_are_a_partition_of_the_foreground(foreground, seeds):
-    labels = share_out(foreground, seeds)
+    labels = divide(foreground, seeds)
     assert labels.dtype == np.int32
     np.testing.assert_array_equal(labels > 0, foreground)
     in_images = [set(np.unique(image[image > 0])) for image in labels]
@@ -286,7 +297,7 @@ def test_shares_are_a_partition_of_the_foreground(foreground, seeds):
 @settings(max_examples=100, deadline=None)
 @given(foreground=random_foreground, seeds=random_seeds)
 def test_every_seed_in_the_foreground_keeps_its_pixels_to_itself(foreground, seeds):
-    for image, mask, seed in zip(share_out(foreground, seeds), foreground, seeds, strict=True):
+    for image, mask, seed in zip(divide(foreground, seeds), foreground, seeds, strict=True):
         inside = mask & (seed > 0)
         pairs = set(zip(seed[inside], image[inside], strict=True))
         assert len({k for k, _ in pairs}) == len({label for _, label in pairs}) == len(pairs)
@@ -299,7 +310,7 @@ def test_every_seed_in_the_foreground_keeps_its_pixels_to_itself(foreground, see
 @settings(max_examples=100, deadline=None)
 @given(foreground=random_foreground, seeds=random_seeds)
 def test_pieces_without_a_seed_are_objects_of_their_own(foreground, seeds):
-    for image, mask, seed in zip(share_out(foreground, seeds), foreground, seeds, strict=True):
+    for image, mask, seed in zip(divide(foreground, seeds), foreground, seeds, strict=True):
         for piece in pieces_of(mask):
             if not seed[piece].any():
                 np.testing.assert_array_equal(image == image[piece][0], piece)
@@ -311,8 +322,8 @@ def test_division_of_an_image_does_not_depend_on_the_batch(foreground, seeds, le
     """On few levels, so that a watershed meets many ties."""
 
     def divided(order):
-        shares = share_out(foreground[order], seeds[order])
-        summits = split_touching(foreground[order], levels[order], 1)
+        shares = divide(foreground[order], seeds[order], levels[order] / 10)
+        summits = basins(levels[order], foreground[order])
         return np.stack([remove_small(shares, 1), remove_small(summits, 1)])
 
     together = divided([0, 1, 2])
@@ -325,29 +336,51 @@ def test_images_without_background_are_shared_out(seeded):
     seeds = np.zeros((3, 6, 8), dtype=np.int32)
     seeds[seeded, 1, 1] = 1
     seeds[seeded, 4, 6] = 2
-    labels = share_out(np.ones(seeds.shape, dtype=bool), seeds)
+    labels = divide(np.ones(seeds.shape, dtype=bool), seeds)
     assert labels.min() > 0
     for n in range(3):
         assert len(np.unique(labels[n])) == (2 if n in seeded else 1)
 
 
-def test_nothing_to_share_out():
+def test_nothing_to_divide():
     nothing = np.zeros((2, 6, 8), dtype=bool)
-    assert share_out(nothing, np.ones(nothing.shape, dtype=np.int32)).max() == 0
+    assert divide(nothing, np.ones(nothing.shape, dtype=np.int32)).max() == 0
 
 
 def test_shares_go_to_the_nearest_seed():
-    """But for a few pixels: a watershed follows the boundary between two seeds from one pixel to the next."""
+    """Counted in steps along rows and columns, and but for the lines on which two shares meet."""
     rng = np.random.default_rng(0)
     seeds = np.zeros((20, 48, 48), dtype=np.int32)
     for image in seeds:
         for k, (row, column) in enumerate(rng.integers(3, 45, (3, 2)), start=1):
             image[row - 2 : row + 3, column - 2 : column + 3] = k
-    distances = np.stack([ndi.distance_transform_edt(s != k) for s in seeds for k in (1, 2, 3)]).reshape(20, 3, 48, 48)
-    own = (share_out(np.ones(seeds.shape, dtype=bool), seeds) - 1) % 3
-    excess = np.take_along_axis(distances, own[:, None], axis=1)[:, 0] - distances.min(axis=1)
+    steps = [ndi.distance_transform_cdt(s != k, "taxicab") for s in seeds for k in (1, 2, 3)]
+    steps = np.stack(steps).reshape(20, 3, 48, 48)
+    own = (divide(np.ones(seeds.shape, dtype=bool), seeds) - 1) % 3
+    excess = np.take_along_axis(steps, own[:, None], axis=1)[:, 0] - steps.min(axis=1)
     assert (excess > 0).mean() < 0.05
     assert (excess > 2).mean() < 0.01
+
+
+def test_cells_meet_where_the_brightness_changes():
+    """Not halfway between their nuclei."""
+    image = draw([(24, 10, 5), (24, 40, 5)], [])
+    image[0, 1:, 8:40, :30], image[0, 1:, 8:40, 30:] = 0.4, 0.8
+    cells = WatershedSegmenter()(image).cells[0]
+    assert cells.max() == 2
+    assert (cells[10:38, 2:28] == cells[24, 10]).all()
+    assert (cells[10:38, 33:46] == cells[24, 40]).all()
+
+
+def test_cytoplasm_of_a_cell_outside_is_set_apart_by_a_membrane():
+    """A cell whose nucleus lies outside of the image, far from that of its neighbour."""
+    image = draw([(24, 8, 6)], [])
+    image[0, 1:, 4:44] = 0.6
+    assert WatershedSegmenter()(image).cells.max() == 1
+    image[0, 1:, 4:44, 27:29] = 0.25
+    cells = WatershedSegmenter()(image).cells[0]
+    assert cells.max() == 2
+    assert cells[24, 8] != cells[24, 40]
 
 
 def test_shares_do_not_jump_over_background():
@@ -356,7 +389,7 @@ def test_shares_do_not_jump_over_background():
     foreground[0, :28, 3] = False
     seeds = np.zeros(foreground.shape, dtype=np.int32)
     seeds[0, 2, 1], seeds[0, 6, 5] = 1, 2
-    labels = share_out(foreground, seeds)[0]
+    labels = divide(foreground, seeds)[0]
     assert (labels[:27, :3] == 1).all()
     assert (labels[:27, 4:] == 2).all()
 
@@ -423,3 +456,51 @@ def test_shifted_dna_fails_containment_on_real_crops(real_crops):
     shifted = real_crops[sparse]
     shifted[:, 0] = np.roll(shifted[:, 0], 24, axis=1)
     assert measure(WatershedSegmenter()(shifted))["containment"].mean() < 0.9 * values["containment"][sparse].mean()
+
+
+DEGENERATE = {
+    "empty": lambda shape, rng: np.zeros(shape),
+    "constant": lambda shape, rng: np.full(shape, 0.4),
+    "saturated": lambda shape, rng: np.ones(shape),
+    "one bright pixel": lambda shape, rng: np.eye(shape[0] * shape[1], shape[2] * shape[3], 7).reshape(shape),
+    "noise": lambda shape, rng: rng.random(shape),
+}
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(DEGENERATE)),
+    channels=st.integers(1, 8),
+    height=st.integers(24, 130),
+    width=st.integers(24, 130),
+    nucleus=st.integers(0, 7),
+)
+def test_degenerate_images_of_any_size_and_channels_have_no_nuclei(kind, channels, height, width, nucleus):
+    names = tuple(f"stain{c}" for c in range(channels))
+    segment = WatershedSegmenter(names, nucleus_channel=names[nucleus % channels])
+    images = DEGENERATE[kind]((2, channels, height, width), np.random.default_rng(0)).astype(np.float32)
+    masks = segment(images)
+    assert masks.nuclei.shape == masks.cells.shape == (2, height, width)
+    assert masks.nuclei.max() == 0
+    assert all(np.isfinite(value).all() for value in measure(masks).values())
+
+
+@pytest.mark.parametrize("size", [24, 512])
+def test_small_and_large_images(size):
+    part = size / 48
+    image = draw([(size / 2, size / 2, 8 * part)], [(size / 2, size / 2, 18 * part)], size)
+    values = measure(WatershedSegmenter()(image))
+    assert values["nucleus_count"] == values["cytoplasm_count"] == values["containment"] == 1
+
+
+def test_without_a_cytoplasm_channel_cells_come_from_the_nuclei():
+    image = draw([(24, 14, 7), (24, 34, 7)], [])[:, :1]
+    masks = WatershedSegmenter(("dapi",), nucleus_channel="dapi")(image)
+    assert masks.nuclei.max() == masks.cells.max() == 2
+    assert (masks.cells > 0)[masks.nuclei > 0].mean() > 0.95
+
+
+def test_an_image_that_is_one_nucleus_has_at_most_one():
+    rows, columns = np.mgrid[:48, :48]
+    bright = np.where(np.hypot(rows - 24, columns - 24) < 31, 0.9, 0.05).astype(np.float32)
+    assert WatershedSegmenter()(np.stack([bright] * 3)[None]).nuclei.max() == 1
