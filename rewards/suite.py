@@ -20,7 +20,6 @@ from diffusers.models.modeling_utils import ModelMixin
 
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images
-from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub import CARD_NAME, push_files
@@ -54,6 +53,23 @@ class Measured:
     values: torch.Tensor
     scores: dict[str, torch.Tensor]
     measurements: dict[str, torch.Tensor]
+
+    def room_for(self, count: int) -> Measured:
+        """Of the same kind, uninitialised, for `count` images."""
+
+        def room(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            return {name: tensor.new_empty(count) for name, tensor in tensors.items()}
+
+        values = self.values.new_empty(count, self.values.shape[1])
+        return Measured(values, room(self.scores), room(self.measurements))
+
+    def put(self, start: int, part: Measured) -> None:
+        """Write what was measured in some images to the rows from `start`."""
+        rows = slice(start, start + len(part.values))
+        self.values[rows] = part.values
+        for name in ("scores", "measurements"):
+            for key, tensor in getattr(part, name).items():
+                getattr(self, name)[key][rows] = tensor
 
     @staticmethod
     def cat(parts: Sequence[Measured]) -> Measured:
@@ -197,12 +213,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
-        parts = []
-        for start in range(0, len(images), batch_size):
-            part = slice(start, start + batch_size)
-            seen = suite.observe(images_to_tensor(images[part]), moas[part])
-            parts.append(Measured(suite._values(seen), suite._scores(seen), {}))
-        measured = Measured.cat(parts)
+        measured = suite._measure_batches(images, moas, batch_size)
         suite._set_statistics(fit_statistics(measured.values.cpu(), index, len(suite.moas), seed))
         suite._report_gaps(measured.values)
         suite._set_weights(measured, index.to(suite.device))
@@ -330,14 +341,21 @@ class RewardSuite(ModelMixin, ConfigMixin):
             raise ValueError("the batch of images is empty")
         self.check_moas(moa)
         self._check_size(tuple(images.shape[2:]), pixel_size)
-        parts = []
+        return self._measure_batches(images, moa, batch_size)
+
+    def _measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
+        """Of images that are uint8, or floats in [-1, 1]."""
+        measured = None
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
-            if in_8_bits:
+            if batch.dtype in (np.uint8, torch.uint8):
                 batch = as_model_images(batch, self.channel_names)
             seen = self.observe(batch, moa[start : start + batch_size])
-            parts.append(Measured(self._values(seen), self._scores(seen), seen.measurements or {}))
-        return Measured.cat(parts)
+            part = Measured(self._values(seen), self._scores(seen), seen.measurements or {})
+            # Small results, kept between the large arrays of two batches, would keep the memory from being used again.
+            measured = part.room_for(len(images)) if measured is None else measured
+            measured.put(start, part)
+        return measured
 
     def score(
         self, measured: Measured, moa: Sequence[str], form: str = "deviation", groups: torch.Tensor | None = None
