@@ -92,7 +92,8 @@ def test_the_data_commands_run_one_after_the_other(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", ["README.md", "docs/rewards.md"])
 def test_the_rewards_commands_run_one_after_the_other(page, simulated_cells, suite, tmp_path, monkeypatch) -> None:
-    lines = re.findall(r"^cellfluxrl rewards .*$", (REPOSITORY / page).read_text(), re.MULTILINE)
+    blocks = re.findall(r"```bash\n(.*?)```", (REPOSITORY / page).read_text(), re.DOTALL)
+    (lines,) = (block.splitlines() for block in blocks if "rewards score" in block)
     assert [shlex.split(line)[2] for line in lines] == ["fit", "score"]
     monkeypatch.chdir(tmp_path)
     simulated_cells.save_to_disk("my_cells")
