@@ -12,12 +12,16 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
@@ -403,3 +407,34 @@ def _key(kind: str | None, repo_id: str) -> str:
 
 def _folder_json(path: str) -> dict:
     return {"type": "directory", "path": path, "size": 0, "oid": hashlib.sha1(path.encode()).hexdigest()}
+
+
+class HubUser:
+    """A process of a user of the Hub, which imports the libraries once and then does as it is told."""
+
+    LOOP = """
+import json, sys, time
+time.sleep = lambda seconds: None  # between the client's retries
+out, sys.stdout = sys.stdout, sys.stderr
+for line in sys.stdin:
+    values = {}
+    try:
+        exec(json.loads(line), values)
+        answer = ["done", values["result"]]
+    except Exception as error:
+        answer = ["failed", f"{type(error).__name__}: {error}"]
+    print(json.dumps(answer), file=out, flush=True)
+"""
+
+    def __init__(self, hub: HubServer, home: Path, token: str | None):
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+        environment = {**os.environ, **hub.environment(home, token)}
+        self.process = subprocess.Popen([sys.executable, "-c", self.LOOP], env=environment, **pipes)
+
+    def __call__(self, code: str, fails: bool = False) -> Any:
+        """Run code; returns its `result`, or the error where it should fail."""
+        self.process.stdin.write(json.dumps(code) + "\n")
+        self.process.stdin.flush()
+        state, answer = json.loads(self.process.stdout.readline())
+        assert (state == "failed") == fails, answer
+        return answer

@@ -1,65 +1,30 @@
 """Suites pushed to a Hub on loopback and loaded from it, each by a process of its own, as users do."""
 
-import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import HubServer, Request
+from hub_server import HubServer, HubUser, Request
 
 from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.hub import check_repo_id, load_card, push_files
 from cellfluxrl.rewards.card import suite_card
 
+IMPORTS = "import numpy, torch\nfrom cellfluxrl import RewardSuite\ntorch.set_num_threads(1)\n"
 FILES = {"README.md", "config.json", "diffusion_pytorch_model.safetensors"}
 
 
-class User:
-    """A process of a user of the Hub, which imports the libraries once and then does as it is told."""
-
-    LOOP = """
-import json, sys, time
-time.sleep = lambda seconds: None  # between the client's retries
-out, sys.stdout = sys.stdout, sys.stderr
-import torch
-from cellfluxrl import RewardSuite
-torch.set_num_threads(1)
-for line in sys.stdin:
-    values = {"RewardSuite": RewardSuite}
-    try:
-        exec(json.loads(line), values)
-        answer = ["done", values["result"]]
-    except Exception as error:
-        answer = ["failed", f"{type(error).__name__}: {error}"]
-    print(json.dumps(answer), file=out, flush=True)
-"""
-
-    def __init__(self, hub: HubServer, home: Path, token: str | None):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        environment = {**os.environ, **hub.environment(home, token)}
-        self.process = subprocess.Popen([sys.executable, "-c", self.LOOP], env=environment, **pipes)
-
-    def __call__(self, code: str, fails: bool = False) -> Any:
-        """Run code; returns its `result`, or the error where it should fail."""
-        self.process.stdin.write(json.dumps(code) + "\n")
-        self.process.stdin.flush()
-        state, answer = json.loads(self.process.stdout.readline())
-        assert (state == "failed") == fails, answer
-        return answer
-
+class User(HubUser):
     def push(self, folder: Path, repo_id: str, fails: bool = False, **options: object) -> str:
-        code = "result = RewardSuite.from_pretrained({!r}).push_to_hub({!r}, **{})"
+        code = IMPORTS + "result = RewardSuite.from_pretrained({!r}).push_to_hub({!r}, **{})"
         return self(code.format(str(folder), repo_id, options), fails)
 
     def score(self, repo_id: str, images: Path, moas: list[str], fails: bool = False) -> Any:
         """`combined` of the images, as text of the exact numbers."""
         code = (
-            f"suite = RewardSuite.from_pretrained({repo_id!r})\nimport numpy\n"
+            f"{IMPORTS}suite = RewardSuite.from_pretrained({repo_id!r})\n"
             f"scores = suite(numpy.load({str(images)!r}), moa={moas!r})\n"
             "result = {name: [x.hex() for x in values.tolist()] for name, values in scores.items()}"
         )
@@ -144,7 +109,7 @@ def test_a_new_version_replaces_the_old_one(hub, owner, repo_id, saved):
     old.add_commit(
         "shards", {**old.files, "diffusion_pytorch_model-00001-of-00002.safetensors": old.files["README.md"]}
     )
-    code = "suite = RewardSuite.from_pretrained({!r})\nsuite.mean += 1\nresult = suite.push_to_hub({!r})"
+    code = IMPORTS + "suite = RewardSuite.from_pretrained({!r})\nsuite.mean += 1\nresult = suite.push_to_hub({!r})"
     owner(code.format(str(saved), repo_id))
     assert published(hub, repo_id) == FILES
     assert commits(hub, repo_id) == 3
@@ -153,7 +118,7 @@ def test_a_new_version_replaces_the_old_one(hub, owner, repo_id, saved):
 @pytest.mark.slow
 def test_saving_can_publish_at_once(hub, owner, repo_id, saved, tmp_path):
     code = (
-        f"suite = RewardSuite.from_pretrained({str(saved)!r})\n"
+        f"{IMPORTS}suite = RewardSuite.from_pretrained({str(saved)!r})\n"
         f"suite.save_pretrained({str(tmp_path / 'copy')!r}, push_to_hub=True, repo_id={repo_id!r}, private=True)\n"
         "result = None"
     )

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 import yaml
-from hub_server import HubServer, Request
+from hub_server import HubServer, HubUser, Request
 
 from cellfluxrl.data.card import ORIGINS, _size_category, dataset_card
 from cellfluxrl.data.info import count_cells
@@ -99,36 +96,7 @@ def own_copy(built, tmp_path):
     return folder
 
 
-class User:
-    """A process of a user of the Hub, which imports the libraries once and then does as it is told."""
-
-    LOOP = """
-import json, sys, time
-time.sleep = lambda seconds: None  # between the client's retries
-out, sys.stdout = sys.stdout, sys.stderr
-for line in sys.stdin:
-    values = {}
-    try:
-        exec(json.loads(line), values)
-        answer = ["done", values["result"]]
-    except Exception as error:
-        answer = ["failed", f"{type(error).__name__}: {error}"]
-    print(json.dumps(answer), file=out, flush=True)
-"""
-
-    def __init__(self, hub: HubServer, home: Path, token: str | None):
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        environment = {**os.environ, **hub.environment(home, token)}
-        self.process = subprocess.Popen([sys.executable, "-c", self.LOOP], env=environment, **pipes)
-
-    def __call__(self, code: str, fails: bool = False) -> Any:
-        """Run code; returns its `result`, or the error where it should fail."""
-        self.process.stdin.write(json.dumps(code) + "\n")
-        self.process.stdin.flush()
-        state, answer = json.loads(self.process.stdout.readline())
-        assert (state == "failed") == fails, answer
-        return answer
-
+class User(HubUser):
     def push(self, folder: Path, repo_id: str, fails: bool = False, **options: object) -> str:
         code = "from cellfluxrl.data.push import push_dataset\nresult = push_dataset({!r}, {!r}, **{})"
         return self(code.format(str(folder), repo_id, options), fails)
