@@ -146,12 +146,13 @@ class _Handler(BaseHTTPRequestHandler):
         with open(path, "rb") as file:
             file.seek(start)
             while remaining and (chunk := file.read(min(CHUNK_BYTES, remaining))):
+                request.sent += len(chunk)  # before: a client that has read it all may ask at once what was sent
                 try:
                     self.wfile.write(chunk)
                 except ConnectionError:  # the client has left
+                    request.sent -= len(chunk)
                     self.close_connection = True
                     return
-                request.sent += len(chunk)
                 remaining -= len(chunk)
                 time.sleep(answer.pause)
         if answer.wait:
