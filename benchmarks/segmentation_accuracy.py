@@ -17,7 +17,7 @@ from cellfluxrl.rewards.measurements import measure, object_areas
 from cellfluxrl.rewards.segmentation import Masks
 from cellfluxrl.rewards.watershed import WatershedSegmenter
 
-KNOWN, COUNT, SEED = 4000, 1000, 2027
+KNOWN, COUNT, SEED = 4000, 1000, 90210
 DIAMETERS = (6, 8, 10, 12, 16, 20, 26, 32, 40)
 ELONGATIONS = (1.0, 1.25, 1.5, 2.0)
 

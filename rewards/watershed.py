@@ -34,21 +34,24 @@ _PIXELS_PER_PART = 64 * 48 * 48  # what is computed at once then stays in the pr
 @register_segmenter
 @dataclass(frozen=True)
 class WatershedSegmenter:
-    """Segment with thresholds and watersheds: no weights, no training, the same result on every machine.
+    """Segment with thresholds and watersheds: no network, no download, the same result on every machine.
 
     Nuclei come from the nucleus channel. Otsu's threshold [1]_ finds roughly where they are; their edge is where the
     brightness falls to a fraction of the mean of the nucleus around it, so that neither a bright neighbour nor the
     blur of a bright nucleus moves it. The default fraction, 0.71, is half the intensity, where the edge of a blurred
     object lies, on the square-root scale of this project's images. Touching nuclei are divided into the basins of a
-    watershed [2]_ of brightness and distance to the background, and basins are joined again unless the pass between
-    them is dim or narrow: texture divides no nucleus.
+    watershed [2]_ of brightness and distance to the background, and basins are joined again where their size,
+    brightness, the neck between them and the cytoplasm around them speak for one nucleus
+    (`log_odds_of_one_nucleus`, fitted on simulated nuclei): texture divides no nucleus.
 
-    Cells come from the mean of all other channels: a permissive threshold, then a local one as above. Which pixels
+    Cells come from all other channels: a permissive threshold of their mean, then a local one as above. Which pixels
     are cell at all is decided without the nucleus channel, as the reward for nuclei that lie inside cells could not
-    fail otherwise. The nuclei share out that foreground: a watershed of its outlines (dark lines and steps of
-    brightness in any channel), rooted at the nuclei. This is the "secondary object" of CellProfiler
-    [3]_: a cell is what belongs to a nucleus, and cytoplasm that reaches into the image from a cell whose nucleus lies
-    outside is counted only where background sets it apart.
+    fail otherwise. The nuclei share out that foreground by a watershed of the differences in brightness in all
+    channels: the "secondary objects" of CellProfiler [3]_. Cytoplasm far from every nucleus, as of a cell whose
+    nucleus lies outside the image, is a cell of its own where background or a membrane sets it apart.
+
+    Images of more than one and a half times `image_size` are divided at that size, and only the edges of their
+    objects are found at their own.
 
     Lengths are in pixels of an image whose shorter side is `image_size`; other images are measured in the same
     proportion. Intensities are on the images' own scale of 0 to 1.
