@@ -2,6 +2,8 @@
 
 import torch
 
+from cellfluxrl.rewards.energy import pairwise
+
 
 def select_best(scores: torch.Tensor) -> torch.Tensor:
     """
@@ -39,23 +41,23 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
     """
     controls, candidates, _ = vectors.shape
     flat = vectors.reshape(controls * candidates, -1)
-    to_reference = torch.cdist(flat, reference).mean(dim=1).view(controls, candidates)
+    to_reference = pairwise(flat, reference).mean(dim=1).view(controls, candidates)
     chosen = to_reference.argmin(dim=1)
     if controls == 1:
         return chosen
     rows = torch.arange(controls, device=vectors.device)
     # Sum of the distances from every candidate to the chosen set, kept up to date as choices change.
-    to_chosen = torch.cdist(flat, vectors[rows, chosen]).sum(dim=1).view(controls, candidates)
+    to_chosen = pairwise(flat, vectors[rows, chosen]).sum(dim=1).view(controls, candidates)
     for _ in range(sweeps):
         changed = False
         for m in range(controls):
             own = vectors[m]
-            to_others = to_chosen[m] - torch.cdist(own, own[chosen[m]][None])[:, 0]
+            to_others = to_chosen[m] - pairwise(own, own[chosen[m]][None])[:, 0]
             # The set is all there is, so its mean includes the distance of a cell to itself, which is 0: dividing by
             # controls - 1, as for a sample of something larger, would let in one outlier for free.
             best = (to_reference[m] - to_others / controls).argmin()
             if best != chosen[m]:
-                moved = torch.cdist(flat, torch.stack([own[best], own[chosen[m]]]))
+                moved = pairwise(flat, torch.stack([own[best], own[chosen[m]]]))
                 to_chosen += (moved[:, 0] - moved[:, 1]).view(controls, candidates)
                 chosen[m] = best
                 changed = True

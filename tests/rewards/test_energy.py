@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cellfluxrl.rewards.energy import energy_rewards
+from cellfluxrl.rewards.energy import energy_rewards, pairwise
 
 COUNT = 1500
 
@@ -29,6 +29,12 @@ def test_an_example_done_by_hand():
     # |s - S|: 1, 1, 4 on average; |s - s'|: (1 + 5) / 2, (1 + 4) / 2, (5 + 4) / 2.
     expected = torch.tensor([3.0 - 1.0, 2.5 - 1.0, 4.5 - 4.0])
     torch.testing.assert_close(rewards_of(values, reference), expected)
+
+
+def test_close_rows_far_from_the_origin_keep_their_distance():
+    rows = torch.full((30, 6), 100.0)
+    rows[:, 0] += torch.arange(30) / 100
+    torch.testing.assert_close(pairwise(rows, rows)[0], rows[:, 0] - 100)
 
 
 @pytest.mark.parametrize("dim", [1, 6])
