@@ -213,7 +213,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
-        measured = suite._measure_batches(images, moas, batch_size)
+        measured = suite.measure_batches(images, moas, batch_size)
         suite._set_statistics(fit_statistics(measured.values.cpu(), index, len(suite.moas), seed))
         suite._report_gaps(measured.values)
         suite._set_weights(measured, index.to(suite.device))
@@ -335,16 +335,17 @@ class RewardSuite(ModelMixin, ConfigMixin):
         in_8_bits = getattr(images, "dtype", None) in (np.uint8, torch.uint8) and len(images.shape) == 4
         if not in_8_bits:
             images = as_model_images(images, self.channel_names)  # a float's range is that of all images together
-        if isinstance(moa, str) or len(moa) != len(images):
-            raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
-        if len(images) == 0:
-            raise ValueError("the batch of images is empty")
-        self.check_moas(moa)
-        self._check_size(tuple(images.shape[2:]), pixel_size)
-        return self._measure_batches(images, moa, batch_size)
+        self.check_batch(images, moa, pixel_size)
+        return self.measure_batches(images, moa, batch_size)
 
-    def _measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
-        """Of images that are uint8, or floats in [-1, 1]."""
+    def measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
+        """
+        [`measure`] without its checks and its guess of the range.
+
+        Args:
+            images (`torch.Tensor` or `np.ndarray` of shape `(N, C, H, W)`): uint8, or floats in [-1, 1].
+            moa (`Sequence[str]`), batch_size (`int`): As in [`measure`].
+        """
         measured = None
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
@@ -366,7 +367,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         index = self.classifier.class_indices(moa).to(self.device)
         scaled = self.standardise(measured, moa)
         deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
-        result = {reward.name: deviation[reward.name] for reward in self.rewards}
+        result = {reward.name: deviation[reward.name].clone() for reward in self.rewards}  # the energy form overwrites
         result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
         if form == "energy":
             self._to_energy(result, scaled, measured.values.isfinite().all(dim=1), index, groups)
@@ -456,6 +457,30 @@ class RewardSuite(ModelMixin, ConfigMixin):
         replaced = compared | alone
         for name in set(self.weights) - set(self.statistic_names):
             combined[replaced] += self.weights[name] / unit * scores[name][replaced]
+
+    def check_batch(self, images: Any, moa: Sequence[str], pixel_size: float | None = None) -> None:
+        """
+        See that a batch of images can be scored, without scoring it.
+
+        Args:
+            images: `(N, C, H, W)`; only the shape is looked at.
+            moa (`Sequence[str]`), pixel_size (`float`, *optional*): As in the call of the suite.
+
+        Raises:
+            ValueError: For an empty batch, another number of MoAs, a MoA without statistics, or other channels or
+                another image or pixel size than was fitted.
+        """
+        if isinstance(moa, str) or len(moa) != len(images):
+            raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
+        if len(images) == 0:
+            raise ValueError("the batch of images is empty")
+        if len(images.shape) != 4 or images.shape[1] != len(self.channel_names):
+            raise ValueError(
+                f"images must be (N, {len(self.channel_names)}, H, W), one plane for each of {self.channel_names}, "
+                f"got {tuple(images.shape)}"
+            )
+        self.check_moas(moa)
+        self._check_size(tuple(images.shape[2:]), pixel_size)
 
     def check_moas(self, moa: Sequence[str]) -> None:
         """Raise a `ValueError` for a MoA that the suite does not know, or has no statistics of."""

@@ -216,7 +216,7 @@ def test_the_energy_form_compares_the_rollouts_of_a_mechanism(own_suite, rollout
 
 
 def rows_of(measured, rows):
-    """What was measured in some of the images. (Measured again, in a batch of another size, they differ in rounding.)"""
+    """What was measured in some of the images; measured again, in a smaller batch, they would differ in rounding."""
     scores, measurements = (
         {name: values[rows] for name, values in part.items()} for part in (measured.scores, measured.measurements)
     )
@@ -231,6 +231,15 @@ def test_groups_split_the_rollouts_of_a_mechanism(own_suite, rollouts):
         alone = own_suite.score(rows_of(measured, rows), moas[rows], form="energy")
         for name, values in together.items():
             torch.testing.assert_close(values[rows], alone[name])
+
+
+def test_what_was_measured_can_be_scored_again(own_suite, rollouts):
+    images, moas = rollouts
+    measured = own_suite.measure(images, moas)
+    first = own_suite.score(measured, moas)
+    own_suite.score(measured, moas, form="energy")
+    for name, values in own_suite.score(measured, moas).items():
+        assert torch.equal(values, first[name]), name
 
 
 def test_an_image_without_others_gets_the_deviation_form(own_suite, rollouts):
