@@ -29,7 +29,7 @@ def process_map(num_proc: int) -> Iterator[Map]:
     if num_proc == 1:
         yield map
         return
-    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), _start_worker)
+    pool = ProcessPoolExecutor(num_proc, multiprocessing.get_context("spawn"), begin_worker)
 
     def map_ahead(function: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
         def submit(item: T) -> Future[R]:
@@ -79,7 +79,7 @@ def _interrupts_later() -> Iterator[None]:
         signal.raise_signal(signal.SIGINT)
 
 
-def _start_worker() -> None:
+def begin_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends the pool
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

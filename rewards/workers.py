@@ -1,0 +1,298 @@
+"""Rewards beside the next rollouts: processes that measure images, and outlive images that cannot be measured."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import queue
+import signal
+import tempfile
+from collections.abc import Sequence
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection
+
+import numpy as np
+import torch
+
+from cellfluxrl.data.processes import begin_worker
+from cellfluxrl.rewards.partial import PartlyMeasured, finite_rows, nothing_measured, put
+from cellfluxrl.rewards.suite import Measured, RewardSuite
+
+logger = logging.getLogger(__name__)
+
+START_TIMEOUT = 300.0  # seconds; a process imports torch and loads the suite
+NAMED_FAILURES = 4  # in a warning
+
+
+class RewardWorkers:
+    """
+    Measures batches of images in processes of their own, while this one goes on.
+
+    Segmentation takes the CPU; a policy that samples on a GPU, or on other cores, need not wait for it. Images are
+    measured in pieces of `chunk_size`, whatever the number of processes, so that this number changes no result: it is
+    that of `suite.measure(images, moa, batch_size=chunk_size)`. The form of the reward, which compares images with
+    each other, is left to [`score_partly`].
+
+    One image cannot end the run: where measuring a piece raises an error, takes longer than `timeout`, or ends its
+    process, the piece is tried again in a fresh process, then image by image. An image that fails alone is marked,
+    named in a warning and counted in `failed_images`. The same holds for images with pixels that are not finite.
+
+    The processes see rewards and segmenters of one's own as far as they are entry points, or registered where the main
+    script is imported. They ignore Ctrl-C, which this process answers, and end when it ends, however that happens.
+
+    Args:
+        suite ([`RewardSuite`]): Saved to a temporary folder, which each process loads once.
+        num_workers (`int`, defaults to 1): Processes, each with one torch thread.
+        timeout (`float`, defaults to 60.0): Seconds that a process may take for a piece.
+        chunk_size (`int`, defaults to 32): Images of a piece.
+
+    Raises:
+        ValueError: If a number is not positive.
+
+    Example:
+        >>> with RewardWorkers(suite, num_workers=2) as workers:                      # doctest: +SKIP
+        ...     pending = workers.submit(images, moa)
+        ...     more = sample_the_next_rollouts()
+        ...     scores = score_partly(suite, pending.result(), moa, form="energy", groups=groups)
+    """
+
+    def __init__(self, suite: RewardSuite, num_workers: int = 1, timeout: float = 60.0, chunk_size: int = 32):
+        for name, value in {"num_workers": num_workers, "timeout": timeout, "chunk_size": chunk_size}.items():
+            if value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
+        self.suite, self.chunk_size, self.failed_images = suite, chunk_size, 0
+        self._folder = tempfile.TemporaryDirectory(prefix="rewards-")
+        suite.save_pretrained(self._folder.name)
+        self._workers = [_Worker(self._folder.name, timeout) for _ in range(num_workers)]
+        self._idle: queue.Queue[_Worker] = queue.Queue()
+        self._closed = False
+        self._threads = ThreadPoolExecutor(num_workers, initializer=_block_interrupts)
+        for worker in self._workers:
+            self._idle.put(worker)
+            self._threads.submit(worker.start)  # loads beside what comes next; a problem is raised by the first result
+
+    def submit(self, images: torch.Tensor, moa: Sequence[str]) -> PendingMeasurements:
+        """
+        Begin to measure images.
+
+        Args:
+            images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1], or uint8.
+            moa (`Sequence[str]`): The true MoA of each.
+
+        Raises:
+            ValueError: For what the suite refuses: an unknown MoA, images of another kind or size.
+        """
+        if self._closed:
+            raise ValueError("these workers were closed")
+        self.suite.check_batch(images, moa)
+        rows = finite_rows(images) if images.is_floating_point() else torch.arange(len(images))
+        pixels = images.cpu().numpy()
+        chunks = []
+        for part in rows.split(self.chunk_size) if len(rows) else ():
+            names = [moa[i] for i in part.tolist()]
+            chunks.append((part, self._threads.submit(self._measure, pixels[part.numpy()], names)))
+        return PendingMeasurements(self, chunks, len(images))
+
+    def close(self) -> None:
+        """End the processes; what is still pending is cancelled."""
+        self._closed = True
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for worker in self._workers:
+            worker.kill()
+        self._threads.shutdown(wait=True)
+        for worker in self._workers:  # one may have been about to start
+            worker.kill()
+        self._folder.cleanup()
+
+    def __enter__(self) -> RewardWorkers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _measure(self, images: np.ndarray, moa: list[str]) -> tuple[PartlyMeasured, dict[int, str]]:
+        """Measure a piece: what was measured, and by the row of each image that failed, why."""
+        worker = self._idle.get()
+        try:
+            for _ in range(2):
+                try:
+                    return self._attempt(worker, images, moa), {}
+                except _RaisedError:  # again would be the same
+                    break
+                except _EndedError:
+                    pass
+            whole, reasons = nothing_measured(self.suite, len(images)), {}
+            for i in range(len(images)):
+                try:
+                    put(whole, torch.tensor([i]), self._attempt(worker, images[i : i + 1], moa[i : i + 1]))
+                except (_RaisedError, _EndedError) as error:
+                    reasons[i] = str(error)
+            return whole, reasons
+        finally:
+            self._idle.put(worker)
+
+    def _attempt(self, worker: _Worker, images: np.ndarray, moa: list[str]) -> PartlyMeasured:
+        if self._closed:
+            raise CancelledError
+        values, scores = worker.measure(images, moa)
+        measured = Measured(torch.from_numpy(values), {name: torch.from_numpy(s) for name, s in scores.items()}, {})
+        return PartlyMeasured(measured, torch.zeros(len(images), dtype=torch.bool))
+
+
+class PendingMeasurements:
+    """Measurements that [`RewardWorkers.submit`] began; [`result`] waits for them."""
+
+    def __init__(
+        self,
+        workers: RewardWorkers,
+        chunks: list[tuple[torch.Tensor, Future[tuple[PartlyMeasured, dict[int, str]]]]],
+        count: int,
+    ):
+        self._workers, self._chunks, self._count = workers, chunks, count
+        self._whole: PartlyMeasured | None = None
+
+    def done(self) -> bool:
+        """Whether [`result`] would not have to wait."""
+        return all(future.done() for _, future in self._chunks)
+
+    def result(self) -> PartlyMeasured:
+        """
+        What was measured, and which images failed.
+
+        Raises:
+            RuntimeError: If a process cannot load the suite.
+        """
+        if self._whole is None:
+            whole = nothing_measured(self._workers.suite, self._count)
+            reasons: dict[int, str] = {}
+            for rows, future in self._chunks:
+                part, why = future.result()
+                put(whole, rows, part)
+                reasons |= {int(rows[i]): reason for i, reason in why.items()}
+            self._report(whole.failed, reasons)
+            self._whole = whole
+        return self._whole
+
+    def _report(self, failed: torch.Tensor, reasons: dict[int, str]) -> None:
+        images = failed.nonzero()[:, 0].tolist()
+        if not images:
+            return
+        self._workers.failed_images += len(images)
+        named = [f"{i} ({reasons.get(i, 'its pixels are not finite')})" for i in images[:NAMED_FAILURES]]
+        more = f" and {len(images) - NAMED_FAILURES} more" if len(images) > NAMED_FAILURES else ""
+        logger.warning("no reward for %d of %d images: %s%s", len(images), len(failed), ", ".join(named), more)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# One process
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class _RaisedError(Exception):
+    """Measuring raised an error."""
+
+
+class _EndedError(Exception):
+    """The process ended, or took too long and was ended."""
+
+
+class _Worker:
+    """A process that measures images, and is started again after it has ended; used by one thread at a time."""
+
+    def __init__(self, folder: str, timeout: float):
+        self.folder, self.timeout = folder, timeout
+        self.process: multiprocessing.Process | None = None
+        self.connection: Connection | None = None
+
+    def start(self) -> None:
+        """Start the process, unless it runs, and wait until it has loaded the suite."""
+        if self.process is not None and self.process.is_alive():
+            return
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.folder), daemon=True)
+        self.process.start()
+        theirs.close()  # so that the end of the process is the end of the connection
+        try:
+            problem = self._receive(START_TIMEOUT)
+        except _EndedError as error:
+            raise RuntimeError(
+                f"a process for the rewards did not start: {error}; a script needs "
+                '`if __name__ == "__main__":` around what it runs'
+            ) from error
+        if problem:
+            self.kill()
+            raise RuntimeError(f"a process for the rewards cannot load the suite: {problem}")
+
+    def measure(self, images: np.ndarray, moa: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """
+        Values and scores, as in [`Measured`].
+
+        Raises:
+            _RaisedError, _EndedError: See there; the next call starts a fresh process if needed.
+        """
+        self.start()
+        try:
+            # Through the pipe: shared memory would save milliseconds at most, see benchmarks/reward_workers.py.
+            self.connection.send((images, moa))
+        except OSError as error:
+            self.kill()
+            raise _EndedError("its process ended") from error
+        reply = self._receive(self.timeout)
+        if isinstance(reply, str):
+            raise _RaisedError(reply)
+        return reply
+
+    def kill(self) -> None:
+        """End the process at once."""
+        if self.process is not None and self.process.pid is not None:
+            self.process.kill()
+            self.process.join()
+
+    def _receive(self, timeout: float) -> object:
+        try:
+            if self.connection.poll(timeout):
+                return self.connection.recv()
+            reason = f"no answer within {timeout:g} s"
+        except (EOFError, OSError):
+            reason = "its process ended"
+        self.kill()
+        raise _EndedError(reason)
+
+
+def _serve(connection: Connection, folder: str) -> None:
+    """What a process does: load the suite, then measure what comes until nobody asks any more."""
+    begin_worker()
+    torch.set_num_threads(1)
+    try:
+        suite = RewardSuite.from_pretrained(folder)
+        # Torch aligns the memory that it allocates, but neither that of a file nor, below, that of a message, and
+        # where a tensor lies can decide the last bit of a product.
+        for tensor in (*suite.parameters(), *suite.buffers()):
+            tensor.data = tensor.data.clone()
+    except Exception as error:
+        connection.send(_described(error))
+        return
+    connection.send(None)
+    while True:
+        try:
+            images, moa = connection.recv()
+        except EOFError:
+            return
+        try:
+            measured = suite.measure_batches(torch.from_numpy(images).clone(), moa, batch_size=len(images))
+            connection.send((measured.values.numpy(), {name: s.numpy() for name, s in measured.scores.items()}))
+        except Exception as error:  # a plug-in may raise anything
+            connection.send(_described(error))
+
+
+def _described(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _block_interrupts() -> None:
+    """Make processes that this thread starts inherit that Ctrl-C is not for them, from their first instruction on."""
+    if hasattr(signal, "pthread_sigmask"):  # not on Windows
+        resource_tracker.ensure_running()  # when it starts, which the first process would cause, it unblocks Ctrl-C
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
