@@ -6,77 +6,65 @@ The trainer sees tensors, a velocity model, conditions, a coupling and a reward;
 from __future__ import annotations
 
 import time as clock
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 
 from cellfluxrl.averaging import frozen_copy, update_average
 from cellfluxrl.checkpoints import optimizer_tensors, restore_optimizer
-from cellfluxrl.rl.nft import nft_loss, preferences
+from cellfluxrl.rl.advantages import Advantages, compute_advantages
+from cellfluxrl.rl.kl import controlled_kl_weight
+from cellfluxrl.rl.objectives import OBJECTIVES, Batch, Selection
+from cellfluxrl.rl.settings import RLSettings
+from cellfluxrl.rl.summary import summarize_advantages, summarize_rewards
+from cellfluxrl.rl.task import Starts, Task
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 
+NUM_PROBES = 64
+# Rollouts whose root mean square difference is below this differ by rounding alone.
+LEAST_SPREAD = 1e-5
+# Share of an iteration's rewards that may be missing, and share from which the iteration teaches nothing.
+FEW_MISSING, MANY_MISSING = 0.1, 0.5
+# Iterations one after the other that may miss more than a few rewards, or all gradients, before the run stops.
+PATIENCE = 5
 
-@dataclass(frozen=True)
-class Starts:
+
+@dataclass
+class Progress:
     """
-    What N rollouts start from.
+    What a resumed run needs to know besides the tensors.
 
     Args:
-        source (`torch.Tensor` of shape `(N, ...)`): x_0 of each, noise included.
-        condition (`torch.Tensor` of shape `(N, D)`): What the velocity model is conditioned on.
-        group (`torch.Tensor` of shape `(N,)`): Rollouts with the same integer share a baseline.
-        label (`torch.Tensor` of shape `(N,)`): What the task needs to know to pair and score each rollout.
+        updates (`int`): Steps of the optimiser.
+        kl_weight (`float`): The KL weight of the next iteration.
+        kl_level (`float`): What its controller knows ([`controlled_kl_weight`]).
+        skipped_no_signal, skipped_non_finite (`int`): Steps that were not taken, because no group had variance or too
+            few rewards were finite, and because the gradient was not finite.
+        bad_rewards, bad_gradients (`int`): Iterations until now, one after the other, with many rewards, or all
+            gradients, that are not finite.
     """
 
-    source: torch.Tensor
-    condition: torch.Tensor
-    group: torch.Tensor
-    label: torch.Tensor
-
-    def select(self, rows: slice, device: torch.device) -> Starts:
-        return Starts(**{name: value[rows].to(device) for name, value in vars(self).items()})
-
-
-class Task(Protocol):
-    """What is to be post-trained for."""
-
-    def draw(self, generator: torch.Generator) -> Starts:
-        """Draw the starts of one iteration, for all processes together."""
-        ...
-
-    def couple(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Draw a fresh source for each rollout, as base training pairs sources with targets; `(N, ...)`."""
-        ...
-
-    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
-        """Draw training times, as base training does; `(N,)`."""
-        ...
-
-    def reward(self, samples: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Score all rollouts of an iteration; `"combined"` is what is optimised. Each of shape `(N,)`."""
-        ...
+    updates: int = 0
+    kl_weight: float = 0.0
+    kl_level: float = 0.0
+    skipped_no_signal: int = 0
+    skipped_non_finite: int = 0
+    bad_rewards: int = 0
+    bad_gradients: int = 0
 
 
 @dataclass(frozen=True)
-class NFTSettings:
-    """The settings of the algorithm; see `training/rl.py --help` for each."""
+class Rollouts:
+    """The samples of an iteration, of all processes: what was measured in them, and what they started from."""
 
-    num_inference_steps: int = 4
-    inner_steps: int = 2
-    mixing_weight: float = 1.0
-    kl_weight: float = 0.1
-    advantage_clip: float = 2.0
-    old_decay_rate: float = 0.005
-    old_decay_max: float = 0.7
-    ema_decay: float = 0.95
-    max_grad_norm: float = 1.0
-    train_batch_size: int = 32
-    shuffle_rewards: bool = False
-    seed: int = 0
+    samples: torch.Tensor
+    measured: dict[str, torch.Tensor]
+    starts: Starts
 
 
 @torch.no_grad()
@@ -96,125 +84,247 @@ def integrate(
     return sample
 
 
-class NFTTrainer:
+class RLTrainer:
     """
     Holds the trained policy, the `old` policy that samples, the `reference`, their average, and the optimiser.
 
-    Everything random is a function of (seed, iteration): [`state_tensors`] and the iteration are all that a resumed
-    run needs to be the same run.
+    Everything random is a function of (seed, iteration): [`state_tensors`], [`state`] and the iteration are all that a
+    resumed run needs to be the same run, on as many processes.
 
     Args:
-        model (`torch.nn.Module`): The velocity model; trained in place. Dropout is switched off, because old,
-            reference and trained policy would otherwise differ by their masks.
+        model (`torch.nn.Module`): The velocity model; trained in place, as far as its parameters require a gradient.
+            Dropout is switched off, because old, reference and trained policy would otherwise differ by their masks.
         scheduler ([`CellFluxFlowMatchScheduler`]): The solver of the rollouts.
-        optimizer (`torch.optim.Optimizer`): Of the model's parameters.
         task ([`Task`]): Draws, pairs and scores.
-        settings ([`NFTSettings`]): The algorithm's settings.
+        settings ([`RLSettings`]): The algorithm's settings; may be replaced between iterations.
         accelerator (`accelerate.Accelerator`): Processes, device and precision.
+        reward_weights (`Mapping[str, float]`, *optional*): Of the rewards that `advantage_std="per_reward"` adds up.
     """
 
     def __init__(
         self,
         model: torch.nn.Module,
         scheduler: CellFluxFlowMatchScheduler,
-        optimizer: torch.optim.Optimizer,
         task: Task,
-        settings: NFTSettings,
+        settings: RLSettings,
         accelerator: Accelerator,
+        reward_weights: Mapping[str, float] | None = None,
     ):
         self.task, self.settings, self.accelerator, self.scheduler = task, settings, accelerator, scheduler
+        self.reward_weights = reward_weights
         self.model = model.to(accelerator.device).eval()
         # Copied before the accelerator wraps the forward pass of the trained one.
         self.old, self.reference, self.average = (frozen_copy(self.model) for _ in range(3))
+        self._unwrapped_forward = self.model.forward
+        optimizer = torch.optim.AdamW(
+            [p for p in self.model.parameters() if p.requires_grad],
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+        )
         self.policy, self.optimizer = accelerator.prepare(self.model, optimizer)
         self.iteration = 0
+        self.rollouts: Rollouts | None = None  # of the last iteration
+        self.progress = Progress(kl_weight=settings.kl_weight, kl_level=settings.kl_weight)
+        probes = task.draw_probes(NUM_PROBES, seeded_generator(settings.seed, "probes"))
+        self._probes = tuple(x.to(accelerator.device) for x in (probes.noised, probes.time, probes.condition))
+        with torch.no_grad():
+            self._reference_at_probes = self.reference(*self._probes, return_dict=False)[0]
 
-    def step(self) -> dict[str, float]:
+    def step(self) -> dict[str, Any]:
         """Run one iteration and return what is worth logging."""
-        settings, device = self.settings, self.accelerator.device
-        generator = seeded_generator(settings.seed, "rollouts", self.iteration)
+        settings, generator = self.settings, seeded_generator(self.settings.seed, "rollouts", self.iteration)
+        if settings.kl_target == 0:
+            self.progress.kl_weight = self.progress.kl_level = settings.kl_weight
 
-        # 1. Rollouts of the old policy: every process draws all starts and samples its share
+        # 1. Rollouts of the old policy
         started = clock.perf_counter()
         starts = self.task.draw(generator)
-        rows = self._share(len(starts.source))
-        own = starts.select(rows, device)
-        with self.accelerator.autocast():
-            rollouts = torch.cat(
-                [
-                    integrate(self.old, self.scheduler, source, condition, settings.num_inference_steps)
-                    for source, condition in zip(
-                        own.source.split(settings.train_batch_size),
-                        own.condition.split(settings.train_batch_size),
-                        strict=True,
-                    )
-                ]
-            )
+        rollouts, pending = self._sample(starts)
         sampled = clock.perf_counter()
 
-        # 2. Scores of all rollouts, the same on every process; r in [0, 1]
-        everything = self.accelerator.gather(rollouts)
-        rewards = self.task.reward(everything, starts.label)
-        combined = rewards["combined"].cpu()
-        if settings.shuffle_rewards:
-            combined = combined[torch.randperm(len(combined), generator=generator)]
-        preference = preferences(combined, starts.group, settings.advantage_clip)
+        # 2. Scores of all rollouts, the same on every process, and advantages over the group
+        measured = self._gathered(pending)
+        scores = self.task.score(measured, starts.label)
+        rewards = {name: value.cpu() for name, value in scores.items()}
+        advantages = self._advantages(rewards, starts.group, generator)
         scored = clock.perf_counter()
+        self.rollouts = Rollouts(rollouts, measured, starts)
+        log = summarize_rewards(rewards) | summarize_advantages(advantages)
 
-        # 3. Regression on the forward process; a step without any signal would only move dust
-        log = {f"reward/{name}": float(value.mean()) for name, value in rewards.items()}
-        log |= {"reward/std": float(combined.std()), "dead_groups": preference.dead_groups}
-        log |= {"r/min": float(preference.r.min()), "r/std": float(preference.r.std())}
-        if preference.dead_groups < 1:
-            for inner in range(settings.inner_steps):
-                log |= self._update(rollouts, starts, rows, preference.r[rows].to(device), inner)
+        # 3. Regression on the forward process of the selected rollouts; without any signal it would only move dust
+        if self._enough_rewards(advantages) and advantages.dead_groups < 1:
+            selection = OBJECTIVES[settings.objective].select(advantages, starts.group, settings)
+            log |= self._update(rollouts, starts, selection)
+        else:
+            self.progress.skipped_no_signal += settings.inner_steps
 
-        # 4. The old policy and the average follow
+        # 4. The old policy and the average follow; so does the KL weight
         decay = min(settings.old_decay_max, settings.old_decay_rate * self.iteration)
         update_average(self.old, self.model, decay)
         update_average(self.average, self.model, min(settings.ema_decay, (1 + self.iteration) / (10 + self.iteration)))
+        log |= {"kl_weight": self.progress.kl_weight, "distance_to_base": self.distance_to_base()}
+        if settings.kl_target > 0:
+            self.progress.kl_level, self.progress.kl_weight = controlled_kl_weight(
+                self.progress.kl_level, log["distance_to_base"], settings.kl_target
+            )
         self.iteration += 1
-        log |= {"old_decay": decay, "sample_growth": float(everything.abs().mean() / starts.source.abs().mean())}
+        log |= {"old_decay": decay, "sample_growth": float(rollouts.abs().mean() / starts.source.abs().mean())}
+        log |= {name: value for name, value in asdict(self.progress).items() if name.startswith("skipped")}
         log |= {"seconds/sampling": sampled - started, "seconds/rewards": scored - sampled}
         return log | {"seconds/update": clock.perf_counter() - scored}
 
-    def _update(
-        self, rollouts: torch.Tensor, starts: Starts, rows: slice, r: torch.Tensor, inner: int
-    ) -> dict[str, float]:
-        settings, device = self.settings, self.accelerator.device
-        generator = seeded_generator(settings.seed, "update", self.iteration, inner)
-        # Drawn for all processes together and then shared out, so that their number does not change what is drawn.
-        source = self.task.couple(starts.label, generator)[rows].to(device)
-        time = self.task.draw_times(len(starts.label), generator)[rows].to(device)
-        condition = starts.condition[rows].to(device)
-        t = time.view(-1, *[1] * (rollouts.ndim - 1))
-        noised = (1 - t) * source + t * rollouts
+    def check(self) -> None:
+        """
+        Sample one group, and see that its rollouts differ.
 
-        parts = range(0, len(rollouts), settings.train_batch_size)
-        sums = dict.fromkeys(("loss", "kl", "distance_to_old"), 0.0)
-        for number, first in enumerate(parts):
-            part = slice(first, first + settings.train_batch_size)
-            inputs = (noised[part], time[part], condition[part])
-            weight = len(time[part]) / len(rollouts)
-            last = number == len(parts) - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.policy):
+        Raises:
+            ValueError: If they do not, or there is only one: there would be no signal.
+        """
+        starts = self.task.draw(seeded_generator(self.settings.seed, "rollouts", self.iteration))
+        self._share(len(starts.source))
+        rows = (starts.group == starts.group[0]).nonzero()[:, 0]
+        if len(rows) < 2:
+            raise ValueError("a group has one rollout: there is nothing to compare it with, so no signal")
+        device = self.accelerator.device
+        source, condition = starts.source[rows].to(device), starts.condition[rows].to(device)
+        samples = integrate(self.old, self.scheduler, source, condition, self.settings.num_inference_steps)
+        spread = float(samples.var(dim=0, correction=0).mean().sqrt())
+        if not spread > LEAST_SPREAD:
+            raise ValueError(
+                f"the {len(rows)} rollouts of a group are the same up to {spread:.1e}: no signal. The base needs the "
+                "source noise it was trained with, or a group several controls"
+            )
+
+    def failure(self) -> str | None:
+        """Why the run should stop, if it should."""
+        if self.progress.bad_rewards >= PATIENCE:
+            return "too many rewards are not finite (non_finite_rewards in the log)"
+        if self.progress.bad_gradients >= PATIENCE:
+            return f"the gradient was not finite in {self.progress.bad_gradients} iterations one after the other"
+        return None
+
+    @torch.no_grad()
+    def distance_to_base(self) -> float:
+        """Mean squared difference of the velocity to the base's, at the probes, in full precision."""
+        # The rounding of bfloat16 alone would be a distance.
+        velocity = self._unwrapped_forward(*self._probes, return_dict=False)[0]
+        return float((velocity - self._reference_at_probes).square().mean())
+
+    def sample_reference(self, starts: Starts) -> torch.Tensor:
+        """Samples of the base; every process computes all of them."""
+        return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None))])
+
+    def _sample(self, starts: Starts) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]]]:
+        """Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them."""
+        rollouts, pending = [], []
+        for samples, label in self._samples(self.old, starts, self._share(len(starts.source))):
+            rollouts.append(samples)
+            pending.append(self.task.measure(samples, label))
+        return self.accelerator.gather(torch.cat(rollouts)), pending
+
+    def _samples(
+        self, model: torch.nn.Module, starts: Starts, rows: slice
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Sample from some of the starts, part by part; each with its labels."""
+        settings, device = self.settings, self.accelerator.device
+        columns = (starts.source[rows], starts.condition[rows], starts.label[rows])
+        parts = zip(*(column.split(settings.train_batch_size) for column in columns), strict=True)
+        for source, condition, label in parts:
+            source, condition = source.to(device), condition.to(device)
+            with self.accelerator.autocast():
+                samples = integrate(model, self.scheduler, source, condition, settings.num_inference_steps)
+            yield samples, label
+
+    def _gathered(self, pending: Sequence[Callable[[], dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
+        """Wait for what this process measures; what all of them measured, in order."""
+        parts = [result() for result in pending]
+        own = {name: torch.cat([part[name] for part in parts]).to(self.accelerator.device) for name in parts[0]}
+        return {name: self.accelerator.gather(value) for name, value in own.items()}
+
+    def _advantages(
+        self, rewards: Mapping[str, torch.Tensor], groups: torch.Tensor, generator: torch.Generator
+    ) -> Advantages:
+        settings, names = self.settings, ["combined"]
+        if settings.advantage_std == "per_reward":
+            names = [name for name in rewards if name != "combined"]
+            if self.reward_weights is not None:
+                names = [name for name in names if self.reward_weights.get(name, 0) > 0]
+        optimized = {name: rewards[name] for name in names}
+        if settings.shuffle_rewards:
+            order = torch.randperm(len(groups), generator=generator)
+            optimized = {name: value[order] for name, value in optimized.items()}
+        return compute_advantages(
+            optimized, groups, self.reward_weights, settings.advantage_std, settings.advantage_clip
+        )
+
+    def _enough_rewards(self, advantages: Advantages) -> bool:
+        missing = 1 - float(advantages.finite.double().mean())
+        self.progress.bad_rewards = self.progress.bad_rewards + 1 if missing > FEW_MISSING else 0
+        if missing > MANY_MISSING:
+            self.progress.bad_rewards = PATIENCE
+        return missing <= MANY_MISSING
+
+    def _update(self, rollouts: torch.Tensor, starts: Starts, selection: Selection) -> dict[str, float]:
+        """Take the optimiser steps of one iteration; the log is of the last one."""
+        log, skipped = {}, self.progress.skipped_non_finite
+        for inner in range(self.settings.inner_steps):
+            log = self._gradient(rollouts, starts, selection, inner)
+            log |= {"learning_rate": self._optimizer_step(finite=log["grad_norm"] < float("inf"))}
+        all_skipped = self.progress.skipped_non_finite - skipped == self.settings.inner_steps
+        self.progress.bad_gradients = self.progress.bad_gradients + 1 if all_skipped else 0
+        return {name: value for name, value in log.items() if abs(value) < float("inf")}
+
+    def _gradient(self, rollouts: torch.Tensor, starts: Starts, selection: Selection, inner: int) -> dict[str, float]:
+        settings, device = self.settings, self.accelerator.device
+        objective = OBJECTIVES[settings.objective]
+        # Drawn for all rollouts, so that neither the selection nor the number of processes changes what is drawn.
+        generator = seeded_generator(settings.seed, "update", self.iteration, inner)
+        source = self.task.couple(starts.label, generator)
+        time = self.task.draw_times(len(starts.label), generator)
+        rows, draws, preference, share = (x.to(device) for x in self._shared_out(selection, objective.rows_together))
+
+        parts = [slice(i, i + settings.train_batch_size) for i in range(0, len(rows), settings.train_batch_size)]
+        sums = torch.zeros(3, device=device)
+        for part in parts:
+            part_time, part_source = time[draws[part].cpu()].to(device), source[draws[part].cpu()].to(device)
+            rollout = rollouts[rows[part]]
+            t = part_time.view(-1, *[1] * (rollout.ndim - 1))
+            inputs = ((1 - t) * part_source + t * rollout, part_time, starts.condition[rows[part].cpu()].to(device))
+            with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.policy):
                 with self.accelerator.autocast():
                     velocity = self.policy(*inputs, return_dict=False)[0].float()
                     with torch.no_grad():
                         old_velocity = self.old(*inputs, return_dict=False)[0].float()
                         reference_velocity = self.reference(*inputs, return_dict=False)[0].float()
-                objective = nft_loss(
-                    velocity, old_velocity, noised[part], time[part], rollouts[part], r[part], settings.mixing_weight
-                ).mean()
-                kl = (velocity - reference_velocity).square().mean()
-                self.accelerator.backward(weight * (objective + settings.kl_weight * kl))
-            sums["loss"] += weight * float(objective.detach())
-            sums["kl"] += weight * float(kl.detach())
-            sums["distance_to_old"] += weight * float((velocity.detach() - old_velocity).square().mean())
+                batch = Batch(
+                    velocity, old_velocity, reference_velocity, part_source, rollout, part_time, preference[part]
+                )
+                loss = objective.loss(batch, settings)
+                kl = (velocity - reference_velocity).square().flatten(1).mean(dim=1)
+                total = (share[part] * (loss + self.progress.kl_weight * kl)).sum()
+                # The processes' gradients are averaged, and their shares are of one whole.
+                self.accelerator.backward(self.accelerator.num_processes * total)
+            to_old = (velocity - old_velocity).square().flatten(1).mean(dim=1)
+            sums += torch.stack([(share[part] * value.detach()).sum() for value in (loss, kl, to_old)])
         grad_norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-        self.optimizer.step()
+        sums = self.accelerator.reduce(sums, "sum").tolist()
+        return dict(zip(("loss", "kl", "distance_to_old"), sums, strict=True)) | {"grad_norm": float(grad_norm)}
+
+    def _optimizer_step(self, finite: bool) -> float:
+        """Step, unless the gradient is not finite; returns the learning rate."""
+        settings = self.settings
+        # Adam's first steps move every weight by the whole rate, however small its gradient.
+        warmup = min(1.0, (self.progress.updates + 1) / max(settings.lr_warmup_steps, 1))
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * warmup
+        if finite:
+            self.progress.updates += 1
+        else:
+            self.progress.skipped_non_finite += 1
+        if finite or self.accelerator.scaler is not None:  # a scaler skips the step itself, and lowers its scale
+            self.optimizer.step()
         self.optimizer.zero_grad()
-        return sums | {"grad_norm": float(grad_norm)}
+        return settings.learning_rate * warmup
 
     def _share(self, total: int) -> slice:
         processes = self.accelerator.num_processes
@@ -223,8 +333,21 @@ class NFTTrainer:
         size = total // processes
         return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
 
+    def _shared_out(self, selection: Selection, rows_together: int) -> tuple[torch.Tensor, ...]:
+        """This process' rows, draws and preferences, and the share of each row in the loss, which sum to 1 in all."""
+        count = len(selection.rows)
+        share = torch.full((count,), 1 / count)
+        # Where the rows cannot be shared evenly, the first ones are repeated and count nothing.
+        missing = -count % (rows_together * self.accelerator.num_processes)
+        filler = torch.arange(missing) % count
+        columns = (selection.rows, selection.draws, selection.preference, share)
+        columns = [torch.cat([column, column[filler]]) for column in columns]
+        columns[3][count:] = 0
+        mine = self._share(count + missing)
+        return tuple(column[mine] for column in columns)
+
     def state_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
-        """Everything that [`load_state`] needs, as named groups of tensors."""
+        """The tensors that [`load_state`] needs, in named groups."""
         return {
             "model": self.model.state_dict(),
             "old": self.old.state_dict(),
@@ -232,10 +355,20 @@ class NFTTrainer:
             "optimizer": optimizer_tensors(self.optimizer),
         }
 
-    def load_state(self, tensors: dict[str, dict[str, torch.Tensor]], iteration: int) -> None:
-        """Go on from where [`state_tensors`] was called."""
+    def state(self) -> dict[str, Any]:
+        """The rest that [`load_state`] needs, as JSON can hold it."""
+        scaler = self.accelerator.scaler
+        return {"progress": asdict(self.progress), "scaler": scaler.state_dict() if scaler else None}
+
+    def load_state(
+        self, tensors: Mapping[str, dict[str, torch.Tensor]], state: Mapping[str, Any], iteration: int
+    ) -> None:
+        """Go on from where [`state_tensors`] and [`state`] were called."""
         self.model.load_state_dict(tensors["model"])
         self.old.load_state_dict(tensors["old"])
         self.average.load_state_dict(tensors["average"])
         restore_optimizer(self.optimizer, tensors["optimizer"])
+        self.progress = Progress(**state["progress"])
+        if state["scaler"] and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.iteration = iteration

@@ -1,0 +1,53 @@
+"""Low-rank adapters (LoRA) instead of full fine-tuning, through peft."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from cellfluxrl.averaging import frozen_copy
+
+
+def add_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
+    """
+    Freeze the weights of `model`, in place, and add trainable low-rank updates to its linear layers and convolutions.
+
+    At first they change nothing. The first convolution, which is small, and attention, which applies the weights of
+    its projections without calling the layers, are left as they are.
+
+    Args:
+        model (`torch.nn.Module`): A [`CellFluxUNet2DModel`] or any other network.
+        rank (`int`): Of the updates, which are scaled by 2 (alpha = 2 rank, as in DiffusionNFT).
+        seed (`int`, defaults to 0): Of their initial weights.
+
+    Returns:
+        `torch.nn.Module`: `model`.
+
+    Raises:
+        ImportError: If peft is not installed.
+        ValueError: If the rank is not positive.
+    """
+    if rank < 1:
+        raise ValueError(f"lora_rank must be at least 1, got {rank}")
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise ImportError("use_lora needs peft: pip install 'cellfluxrl[lora]'") from error
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and name != "conv_in"
+    ]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=targets), model)
+
+
+def merged(model: nn.Module) -> nn.Module:
+    """A copy of a model with its low-rank updates, if it has any, added to its weights: the plain architecture."""
+    model = frozen_copy(model)
+    for name, module in list(model.named_modules()):
+        if hasattr(module, "get_base_layer"):
+            module.merge()
+            model.set_submodule(name, module.get_base_layer())
+    return model

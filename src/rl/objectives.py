@@ -1,0 +1,197 @@
+"""What post-training minimises: four objectives that differ in nothing but the functions of this module.
+
+An objective selects the rollouts that are trained on, and prices the velocities at points between a fresh source and
+each of them. Nothing here knows of images: a sample is a tensor whose first axis counts the rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from cellfluxrl.rl.advantages import Advantages
+
+NORMALIZER_FLOOR = 0.02
+
+
+@dataclass(frozen=True)
+class ObjectiveSettings:
+    """
+    Args:
+        mixing_weight (`float`, defaults to 1.0): b of `nft`: how strongly the update is pulled back to the sampling
+            policy.
+        temperature (`float`, defaults to 1.0): Of `rwr`, in standard deviations of the reward.
+        dpo_beta (`float`, defaults to 100.0): Of `dpo`: how strongly the update is pulled back to the base.
+    """
+
+    mixing_weight: float = 1.0
+    temperature: float = 1.0
+    dpo_beta: float = 100.0
+
+
+@dataclass(frozen=True)
+class Selection:
+    """
+    The rollouts that are trained on.
+
+    Args:
+        rows (`torch.Tensor` of shape `(M,)`): Which they are.
+        draws (`torch.Tensor` of shape `(M,)`): The rollout whose fresh source and time each is noised with: itself,
+            or the other one of its pair.
+        preference (`torch.Tensor` of shape `(M,)`): r, or the weight, of each.
+    """
+
+    rows: torch.Tensor
+    draws: torch.Tensor
+    preference: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    What an objective is computed from.
+
+    Args:
+        velocity, old_velocity, reference_velocity (`torch.Tensor` of shape `(N, ...)`): Of the trained policy, of the
+            sampling one and of the base, at x_t.
+        source (`torch.Tensor` of shape `(N, ...)`): x_0, fresh.
+        rollout (`torch.Tensor` of shape `(N, ...)`): x_1, the sample that was scored.
+        time (`torch.Tensor` of shape `(N,)`): t of x_t = (1 - t) x_0 + t x_1.
+        preference (`torch.Tensor` of shape `(N,)`): See [`Selection`].
+    """
+
+    velocity: torch.Tensor
+    old_velocity: torch.Tensor
+    reference_velocity: torch.Tensor
+    source: torch.Tensor
+    rollout: torch.Tensor
+    time: torch.Tensor
+    preference: torch.Tensor
+
+
+def matching_error(velocity: torch.Tensor, batch: Batch) -> torch.Tensor:
+    """
+    How far from the rollout a velocity leads: the mean square of x_t + (1 - t) v - x_1, in units of its own size.
+
+    It is divided by its detached mean absolute value, as in DiffusionNFT, so that every rollout and time pulls about
+    equally; that has a floor, because a black background would make it vanish. Shape `(N,)`.
+    """
+    remaining = (1 - batch.time).view(-1, *[1] * (velocity.ndim - 1))
+    # x_t - x_1 = -(1 - t) (x_1 - x_0)
+    error = (remaining * (velocity - (batch.rollout - batch.source))).flatten(1)
+    scale = error.detach().abs().mean(dim=1).clamp(min=NORMALIZER_FLOOR)
+    return error.square().mean(dim=1) / scale
+
+
+def nft_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+    """
+    Pull the implicit positive policy towards rollouts with r > 1/2, and the negative one towards the others.
+
+    DiffusionNFT (Zheng et al., 2025, https://arxiv.org/abs/2509.16117): with v+ = (1 - b) v_old + b v and
+    v- = (1 + b) v_old - b v, (r E(v+) + (1 - r) E(v-)) / b, where E is the [`matching_error`]. At v = v_old its
+    gradient is (2 r - 1) dE/dv, which does not depend on b.
+    """
+    b = settings.mixing_weight
+    positive = matching_error((1 - b) * batch.old_velocity + b * batch.velocity, batch)
+    negative = matching_error((1 + b) * batch.old_velocity - b * batch.velocity, batch)
+    return (batch.preference * positive + (1 - batch.preference) * negative) / b
+
+
+def regression_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+    """Flow matching of the rollouts as if they were data, each with its weight: w E(v), E the [`matching_error`]."""
+    return batch.preference * matching_error(batch.velocity, batch)
+
+
+def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+    """
+    Prefer the first rollout of each pair to the second, more than the base does.
+
+    Diffusion-DPO (Wallace et al., 2023, https://arxiv.org/abs/2311.12908) for flow matching: with
+    d = |v - u|^2 - |v_ref - u|^2, the mean over the values of a sample, and u = x_1 - x_0,
+    -2 / beta log sigmoid(-beta / 2 (d_first - d_second)). Rows 2 k and 2 k + 1 are a pair, with one source and time.
+    The published loss lacks the factor 2 / beta; with it the gradient at v = v_ref, 1/2 d(d_first - d_second)/dv, does
+    not depend on beta, and a KL weight means about the same to this objective as to the others.
+
+    Returns:
+        `torch.Tensor` of shape `(N,)`: that of its pair, for both rows.
+    """
+    target = batch.rollout - batch.source
+    error = (batch.velocity - target).square().flatten(1).mean(dim=1)
+    reference = (batch.reference_velocity - target).square().flatten(1).mean(dim=1)
+    first, second = (error - reference).view(-1, 2).unbind(dim=1)
+    half = settings.dpo_beta / 2
+    return (-F.logsigmoid(-half * (first - second)) / half).repeat_interleave(2)
+
+
+def select_all(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+    """Every rollout that was scored, with its r."""
+    rows = advantages.finite.nonzero()[:, 0]
+    return Selection(rows, rows, advantages.r[rows])
+
+
+def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+    """
+    Every rollout of a group with signal, with a weight in proportion to exp(advantage / temperature) and a mean of 1
+    in each group.
+
+    Reward-weighted regression (Peters and Schaal, 2007); for flow matching Fan et al., 2025,
+    https://arxiv.org/abs/2502.06061.
+    """
+    rows = advantages.signal.nonzero()[:, 0]
+    weight = torch.empty_like(advantages.advantage)
+    for group in groups[rows].unique():
+        own = rows[groups[rows] == group]
+        weight[own] = len(own) * torch.softmax(advantages.advantage[own] / settings.temperature, dim=0)
+    return Selection(rows, rows, weight[rows])
+
+
+def select_best(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+    """
+    The best rollout of each group with signal: best-of-N distillation, the iterated fine-tuning on selected samples
+    of RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767).
+    """
+    rows = _best_and_worst(advantages, groups)[:, 0]
+    return Selection(rows, rows, torch.ones_like(advantages.advantage[rows]))
+
+
+def select_pairs(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+    """The best and the worst rollout of each group with signal, one after the other, with one source and time."""
+    pairs = _best_and_worst(advantages, groups)
+    rows, draws = pairs.flatten(), pairs[:, :1].expand(-1, 2).flatten()
+    return Selection(rows, draws, torch.ones_like(advantages.advantage[rows]))
+
+
+def _best_and_worst(advantages: Advantages, groups: torch.Tensor) -> torch.Tensor:
+    """Rows of the best and the worst rollout of each group with signal, `(G, 2)`."""
+    rows = advantages.signal.nonzero()[:, 0]
+    pairs = []
+    for group in groups[rows].unique():
+        own = rows[groups[rows] == group]
+        advantage = advantages.advantage[own]
+        pairs.append(torch.stack([own[advantage.argmax()], own[advantage.argmin()]]))
+    return torch.stack(pairs) if pairs else rows.new_empty(0, 2)
+
+
+@dataclass(frozen=True)
+class Objective:
+    """
+    Args:
+        select (`Callable`): From advantages, groups and settings to the [`Selection`] that is trained on.
+        loss (`Callable`): From a [`Batch`] and settings to the price of each row, `(N,)`.
+        rows_together (`int`, defaults to 1): As many rows, one after the other, belong together.
+    """
+
+    select: Callable[[Advantages, torch.Tensor, ObjectiveSettings], Selection]
+    loss: Callable[[Batch, ObjectiveSettings], torch.Tensor]
+    rows_together: int = 1
+
+
+OBJECTIVES = {
+    "nft": Objective(select_all, nft_loss),
+    "rwr": Objective(select_weighted, regression_loss),
+    "best_of_n": Objective(select_best, regression_loss),
+    "dpo": Objective(select_pairs, dpo_loss, rows_together=2),
+}
