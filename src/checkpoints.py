@@ -34,16 +34,20 @@ def save_checkpoint(
     partial = output_dir / f"partial-checkpoint-{step}"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    for name, values in tensors.items():
-        # A clone for each name: safetensors refuses tensors that share memory.
-        save_file(
-            {key: value.detach().cpu().clone().contiguous() for key, value in values.items()},
-            partial / f"{name}.safetensors",
-        )
-    (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
-    for path in partial.iterdir():
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
+    try:
+        for name, values in tensors.items():
+            # A clone for each name: safetensors refuses tensors that share memory.
+            save_file(
+                {key: value.detach().cpu().clone().contiguous() for key, value in values.items()},
+                partial / f"{name}.safetensors",
+            )
+        (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+        for path in partial.iterdir():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+    except BaseException:  # a full disk, above all: what was written only takes the room that the last one left
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     if final.exists():
         _discard(final)
     partial.rename(final)
