@@ -37,8 +37,8 @@ def outlined(
     that the outlines of touching cells run side by side.
 
     Args:
-        images (`torch.Tensor` of shape `(N, 3, H, W)`): In [-1, 1]; DNA is shown in blue, tubulin in green, actin in
-            red.
+        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1]; the first channel is shown in blue, the second in
+            green, the third in red (DNA, tubulin and actin of BBBC021), a single one in gray.
         nuclei (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the nuclei, 0 is background.
         cells (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the cells, 0 is background.
         scale (`int`, defaults to 3): Display pixels per pixel.
@@ -53,9 +53,13 @@ def outlined(
         >>> outlined(torch.zeros(2, 3, 48, 48), scale=2).shape
         (2, 96, 96, 3)
     """
-    if images.ndim != 4 or images.shape[1] != 3:
-        raise ValueError(f"images must have shape (N, 3, H, W) to be shown in colour, got {tuple(images.shape)}")
-    pictures = _enlarge(to_uint8(images)[:, ::-1].transpose(0, 2, 3, 1), scale)
+    if images.ndim != 4 or images.shape[1] == 0:
+        raise ValueError(f"images must have shape (N, C, H, W), got {tuple(images.shape)}")
+    shown = to_uint8(images)[:, :3]
+    if shown.shape[1] == 1:
+        shown = shown.repeat(3, axis=1)
+    shown = np.pad(shown, ((0, 0), (0, 3 - shown.shape[1]), (0, 0), (0, 0)))
+    pictures = _enlarge(shown[:, ::-1].transpose(0, 2, 3, 1), scale)
     # Nuclei last: where a nucleus touches the edge of its cell, the smaller outline stays whole.
     for name, labels, color in (("cells", cells, CELL_COLOR), ("nuclei", nuclei, NUCLEUS_COLOR)):
         if labels is None:
@@ -139,7 +143,7 @@ def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
 # Curves
 # --------------------------------------------------------------------------------------------------------------------
 
-RL_KEYS = ("reward/combined", "reward/moa", "reward/std", "kl", "loss", "grad_norm")
+RL_KEYS = ("reward/combined", "reward/moa", "reward_std/combined", "kl", "loss", "grad_norm")
 PANELS_PER_LINE = 3
 DOTS_PER_INCH = 130
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
@@ -184,14 +188,14 @@ def training_curves(
             steps = [line["step"] for line in log if key in line]
             values = np.array([line[key] for line in log if key in line])
             axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, _smoothed(values), color=color, linewidth=1.8, label=name)
+            axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=name)
     if len(curves) > 1:
         handles, names = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False)
     figure.savefig(path)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def smoothed(values: np.ndarray) -> np.ndarray:
     """Mean of each value and its neighbours, a tenth of all values; fewer at the ends."""
     reach = len(values) // 20
     return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])

@@ -71,10 +71,15 @@ def test_labels_of_other_images_are_refused(name):
         outlined(BLACK, **{name: np.zeros((2, 12, 12), int)})
 
 
-@pytest.mark.parametrize("shape", [(1, 4, 12, 12), (3, 12, 12)])
-def test_images_that_have_no_colours_are_refused(shape):
-    with pytest.raises(ValueError, match=r"\(N, 3, H, W\)"):
+@pytest.mark.parametrize("shape", [(1, 0, 12, 12), (3, 12, 12)])
+def test_images_without_channels_are_refused(shape):
+    with pytest.raises(ValueError, match=r"\(N, C, H, W\)"):
         outlined(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(("channels", "color"), [(1, [255, 255, 255]), (2, [0, 255, 255]), (5, [255, 255, 255])])
+def test_other_numbers_of_channels_are_shown_too(channels, color):
+    assert outlined(torch.ones(1, channels, 2, 2), scale=1)[0, 0, 0].tolist() == color
 
 
 def test_grid_holds_the_pictures_in_order_and_is_written(tmp_path):
