@@ -307,7 +307,9 @@ def draw_pictures(
     image_grid(marked, folder / "grid_outlines.png")
     best_of_n_curve(folder / "best_of_n.png", evaluation.best_of_n, evaluation.rows["real treated"]["combined"])
     curves = {name: [json.loads(line) for line in path.read_text().splitlines()] for name, path in logs.items()}
-    training_curves(folder / "training.png", curves, keys=("reward/combined", "kl", "grad_norm", "reward/std"))
+    training_curves(
+        folder / "training.png", curves, keys=("reward/combined", "kl", "grad_norm", "reward_std/combined")
+    )
     return [
         (
             "Held-out controls and what each model makes of them; actin red, tubulin green, DNA blue",

@@ -1,0 +1,133 @@
+"""Cells as a task of post-training: what rollouts start from, are paired with, and are scored by."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, score_partly
+from cellfluxrl.rewards.suite import RewardSuite
+from cellfluxrl.rewards.workers import RewardWorkers
+from cellfluxrl.rl.task import Probes, Starts
+from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
+from cellfluxrl.training.pretrain import draw_times
+
+if TYPE_CHECKING:
+    from cellfluxrl.training.rl import RLArguments
+
+TIME_SAMPLINGS = ("continuous", "discrete")
+
+
+class CellTask:
+    """
+    Control cells of a plate in, treated cells out: what the trainer draws from, pairs with and is scored by.
+
+    Args:
+        pairs ([`ControlTreatedPairs`]): The training cells; rollouts start from their controls.
+        conditions (`torch.Tensor` of shape `(K, D)`): Encoded compound of each row of `pairs.conditions`.
+        suite ([`RewardSuite`]): Scores the rollouts; may be replaced between iterations.
+        scheduler ([`CellFluxFlowMatchScheduler`]): Draws the source noise, and has the discrete times.
+        args ([`RLArguments`]): Sizes of an iteration and the form of the reward.
+        workers ([`RewardWorkers`], *optional*): Processes that measure the rollouts; without, this one does.
+    """
+
+    def __init__(
+        self,
+        pairs: ControlTreatedPairs,
+        conditions: torch.Tensor,
+        suite: RewardSuite,
+        scheduler: CellFluxFlowMatchScheduler,
+        args: RLArguments,
+        workers: RewardWorkers | None = None,
+    ):
+        self.pairs, self.conditions, self.suite, self.scheduler, self.args = pairs, conditions, suite, scheduler, args
+        self.workers = workers
+        self.moas = pairs.conditions["moa"].tolist()
+        scheduler.set_timesteps(args.num_inference_steps)
+        self.discrete_times = scheduler.timesteps.unique()
+
+    def draw(self, generator: torch.Generator) -> Starts:
+        args = self.args
+        drawn = self.pairs.draw_conditions(args.conditions_per_step, generator)
+        label = drawn.repeat_interleave(args.controls_per_condition)
+        control = self.pairs.draw_controls(label, generator).repeat_interleave(args.rollouts_per_control, dim=0)
+        group = torch.arange(len(label)).repeat_interleave(args.rollouts_per_control)
+        label = label.repeat_interleave(args.rollouts_per_control)
+        source = control + self.scheduler.sample_source_noise(tuple(control.shape), generator)
+        if args.group_by == "condition":
+            group = label
+        return Starts(source=source, condition=self.conditions[label], group=group, label=label)
+
+    def couple(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        # A fresh control and fresh noise, never the rollout's own start: the coupling of base training is independent.
+        control = self.pairs.draw_controls(labels, generator)
+        return control + self.scheduler.sample_source_noise(tuple(control.shape), generator)
+
+    def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        if self.args.time_sampling == "discrete":
+            return self.discrete_times[torch.randint(len(self.discrete_times), (count,), generator=generator)]
+        return draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
+
+    def draw_probes(self, count: int, generator: torch.Generator) -> Probes:
+        pairs = self.pairs.draw(count, generator)
+        source = pairs.control + self.scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
+        time = draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
+        noised = torch.lerp(source, pairs.treated, time[:, None, None, None])
+        return Probes(noised=noised, time=time, condition=self.conditions[pairs.condition])
+
+    def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
+        # Infinity would become a pixel like any other.
+        images, moa = samples.masked_fill(~samples.isfinite(), torch.nan).clamp(-1, 1), self.moas_of(labels)
+        if self.workers is None:
+            seen = measure_finite(self.suite, images, moa)
+            return seen.tensors
+        pending = self.workers.submit(images, moa)
+        return lambda: pending.result().tensors()
+
+    def score(self, measured: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen = PartlyMeasured.from_tensors(measured)
+        return score_partly(self.suite, seen, self.moas_of(labels), self.args.reward_form)
+
+    def moas_of(self, labels: torch.Tensor) -> list[str]:
+        """The MoA of each label, which is a row of `pairs.conditions`."""
+        return [self.moas[label] for label in labels.tolist()]
+
+
+def parse_reward_weights(text: str, names: Sequence[str]) -> dict[str, float]:
+    """
+    Read weights of rewards; those that are not named weigh 0.
+
+    Raises:
+        ValueError: For a name that is not among `names`, a weight that is not a number from 0 on, or all of them 0.
+
+    Example:
+        >>> parse_reward_weights("moa=2,roundness=1", ["moa", "containment", "roundness"])
+        {'moa': 2.0, 'containment': 0.0, 'roundness': 1.0}
+    """
+    weights = dict.fromkeys(names, 0.0)
+    for part in text.split(","):
+        name, _, value = (word.strip() for word in part.partition("="))
+        if name not in weights:
+            raise unknown_name("reward in reward_weights", name, names)
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise ValueError(f"reward_weights must be like 'moa=2,roundness=1', got {part!r}") from None
+        if not 0 <= weights[name] < math.inf:
+            raise ValueError(f"the weight of a reward must be a finite number from 0 on, got {part!r}")
+    if not any(weights.values()):
+        raise ValueError(f"reward_weights {text!r} leave no reward")
+    return weights
+
+
+def with_weights(suite: RewardSuite, weights: Mapping[str, float] | None) -> RewardSuite:
+    """The same suite with other weights; the one that is given stays as it is."""
+    suite = copy.copy(suite)
+    suite.weights = dict(weights or suite.weights)
+    return suite
