@@ -139,7 +139,7 @@ class RLTrainer:
         # 1. Rollouts of the old policy
         started = clock.perf_counter()
         starts = self.task.draw(generator)
-        rollouts, pending = self._sample(starts)
+        rollouts, pending, measuring = self._sample(starts)
         sampled = clock.perf_counter()
 
         # 2. Scores of all rollouts, the same on every process, and advantages over the group
@@ -170,7 +170,10 @@ class RLTrainer:
         self.iteration += 1
         log |= {"old_decay": decay, "sample_growth": float(rollouts.abs().mean() / starts.source.abs().mean())}
         log |= {name: value for name, value in asdict(self.progress).items() if name.startswith("skipped")}
-        log |= {"seconds/sampling": sampled - started, "seconds/rewards": scored - sampled}
+        log |= {
+            "seconds/sampling": sampled - started - measuring,
+            "seconds/rewards": scored - sampled + measuring,  # that nothing else was done in
+        }
         return log | {"seconds/update": clock.perf_counter() - scored}
 
     def check(self) -> None:
@@ -214,13 +217,20 @@ class RLTrainer:
         """Samples of the base; every process computes all of them."""
         return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None))])
 
-    def _sample(self, starts: Starts) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]]]:
-        """Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them."""
-        rollouts, pending = [], []
+    def _sample(self, starts: Starts) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]], float]:
+        """
+        Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them.
+
+        Returns:
+            The rollouts, what waits for the measurements, and the seconds that measuring held up the sampling.
+        """
+        rollouts, pending, measuring = [], [], 0.0
         for samples, label in self._samples(self.old, starts, self._share(len(starts.source))):
             rollouts.append(samples)
+            began = clock.perf_counter()
             pending.append(self.task.measure(samples, label))
-        return self.accelerator.gather(torch.cat(rollouts)), pending
+            measuring += clock.perf_counter() - began
+        return self.accelerator.gather(torch.cat(rollouts)), pending, measuring
 
     def _samples(
         self, model: torch.nn.Module, starts: Starts, rows: slice
