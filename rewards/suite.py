@@ -411,8 +411,8 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
         Returns:
             `dict[str, torch.Tensor]`: Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form
-            `combined` is the energy reward of the vector of all statistics, plus the rewards without a statistic in
-            proportion to their weights.
+            `combined` is the energy reward of the vector of all statistics, plus the rewards without a statistic as
+            they are; a weight of 0 leaves one out, other weights make no difference there.
 
         Raises:
             ValueError: For an unknown MoA or form, a MoA without statistics, images of a wrong kind or of another
@@ -453,10 +453,12 @@ class RewardSuite(ModelMixin, ConfigMixin):
             return
         combined = scores["combined"]
         energy(weighted, combined)
-        unit = torch.tensor([self.weights[self.statistic_names[k]] for k in weighted]).median()
+        # Once each: a reward that is largest at its extreme, not at the real distribution, keeps pulling when the
+        # others are matched, and by its weight, over ten times as strongly, it would decide what is learnt then.
         replaced = compared | alone
         for name in set(self.weights) - set(self.statistic_names):
-            combined[replaced] += self.weights[name] / unit * scores[name][replaced]
+            if self.weights[name] > 0:
+                combined[replaced] += scores[name][replaced]
 
     def check_batch(self, images: Any, moa: Sequence[str], pixel_size: float | None = None) -> None:
         """

@@ -29,6 +29,17 @@ torch.set_num_threads(1)
 datasets.disable_progress_bars()
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """Weights that are drawn at random are the same whatever ran before, in whichever process."""
+    torch.manual_seed(0)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call() -> None:
+    torch.manual_seed(0)
+
+
 def folder_from_environment(variable: str, default: Path) -> Path:
     folder = Path(os.environ.get(variable, default))
     if not folder.is_dir():

@@ -293,7 +293,8 @@ def test_a_batch_in_slices_is_the_whole_batch(monkeypatch):
         monkeypatch.setattr(unet_module, "SLICE_BYTES", 3 * 16 * 8 * 8 * 4)  # three feature maps
         sliced = [unet(sample, time, *rest).sample for rest in ((), (condition,), (condition, mask))]
         assert sizes[3:] == [2, 2, 2, 1] * 3, "the largest power of two that fits"
-    torch.testing.assert_close(sliced, whole)
+    # Kernels may round differently for batches of another size; a slice in the wrong place is wrong by about 1.
+    torch.testing.assert_close(sliced, whole, rtol=1e-4, atol=1e-4)
     sizes.clear()
     unet(sample, time, condition)
     assert sizes == [7], "training needs all feature maps anyway"
