@@ -171,15 +171,17 @@ def main() -> None:
         "base, best of 4": evaluator.row(evaluator.first(base_candidates, "best", CANDIDATES)),
         "base, match of 4": evaluator.row(evaluator.first(base_candidates, "match", CANDIDATES)),
     }
-    seconds, matched = {}, {}
+    seconds, matched, single = {}, {}, {}
     for name in variants:
-        done = [json.loads(path.read_text()) for path in sorted((folder / name).glob("seed*/evaluation.json"))]
+        paths = sorted((folder / name).glob("seed*/evaluation.json"))
+        done = [json.loads(path.read_text()) for path in paths]
         if done:
+            single |= {f"{name}/{path.parent.name}": e["row"] for path, e in zip(paths, done, strict=True)}
             rows[name] = over_seeds([e["row"] for e in done])
             matched[f"{name}, match of 4"] = over_seeds([e["match"] for e in done])
             seconds[name] = [round(e["seconds"]) for e in done]
     rows |= {name: row for name, row in matched.items() if name.removesuffix(", match of 4") in study.get("match", [])}
-    (folder / "results.json").write_text(json.dumps({"rows": rows, "seconds": seconds}, indent=2))
+    (folder / "results.json").write_text(json.dumps({"rows": rows | single, "seconds": seconds}, indent=2))
     columns = list(rows["base"])
     for part in (columns[:5], columns[5:8], columns[8:13], columns[13:]):
         print("\n" + format_table(rows, part))
