@@ -39,12 +39,18 @@ class CellFluxPipelineOutput(BaseOutput):
         selected (`torch.Tensor` of shape `(N,)`, *optional*): Which of its `best_of_n` candidates each image is.
         trajectory (`torch.Tensor` of shape `(T, N, C, H, W)`, *optional*): From the noisy control to the image, at
             the times of the scheduler's grid or at `trajectory_times`.
+        within_range (`torch.Tensor` of shape `(N,)`, *optional*): Whether each image is, in all that the rewards
+            measure, within the range of real cells ([`RewardSuite.outside_real_range`]).
+        num_function_evaluations (`int`, *optional*): Evaluations of the network on one image that each returned image
+            has cost, those of its other candidates included; a guided one counts twice. `None` after an interruption.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
     rewards: dict[str, torch.Tensor] | None = None
     selected: torch.Tensor | None = None
     trajectory: torch.Tensor | None = None
+    within_range: torch.Tensor | None = None
+    num_function_evaluations: int | None = None
 
 
 class CellFluxPipeline(DiffusionPipeline):
@@ -106,12 +112,12 @@ class CellFluxPipeline(DiffusionPipeline):
         num_rows: int,
         num_images_per_control: int,
         guidance_scale: float,
-        guidance_interval: tuple[float, float],
-        generator: torch.Generator | list[torch.Generator] | None,
-        output_type: str,
-        batch_size: int,
-        direction: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: str = "pil",
+        batch_size: int = 64,
+        direction: str = "forward",
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> None:
         """Raise a `ValueError` that names the value for arguments that do not fit each other or the network."""
         _check_size(control, self.unet.config.patch_size * 2 ** (len(self.unet.config.channel_mult) - 1))
@@ -330,8 +336,48 @@ class CellFluxPipeline(DiffusionPipeline):
         if direction == "forward":
             source = source + self._source_noise(tuple(source.shape), generator, device, dtype)
 
-        # 4. Integrate, a part of the images at a time
-        num_images, self._interrupt = len(source), False
+        # 4. Integrate and convert
+        self._interrupt = False
+        generated, trajectory = self._integrate(
+            source,
+            condition,
+            num_inference_steps,
+            guidance_scale,
+            guidance_interval=guidance_interval,
+            return_trajectory=return_trajectory,
+            batch_size=batch_size,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            trajectory_times=trajectory_times,
+            direction=direction,
+            batch_invariant=batch_invariant,
+        )
+        evaluations = None if self.interrupt else self._count_evaluations(guidance_scale, guidance_interval)
+        self.maybe_free_model_hooks()
+        output = CellFluxPipelineOutput(
+            images=convert_images(generated, output_type),
+            trajectory=trajectory,
+            num_function_evaluations=evaluations,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _integrate(
+        self,
+        source: torch.Tensor,
+        condition: torch.Tensor | None,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        return_trajectory: bool = False,
+        batch_size: int = 64,
+        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
+        trajectory_times: Sequence[float] | None = None,
+        direction: str = "forward",
+        batch_invariant: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Images and trajectories from the states at the start of the grid, `batch_size` at a time."""
+        num_images, device = len(source), source.device
         if batch_invariant:
             source, condition = _filled_up(source, batch_size), _filled_up(condition, batch_size)
         samples = source.split(batch_size)
@@ -362,14 +408,31 @@ class CellFluxPipeline(DiffusionPipeline):
                     trajectories.append(self.scheduler.readout())
                 elif return_trajectory and not self.interrupt:
                     trajectories.append(torch.stack(states))
-
-        # 5. Convert
-        generated = torch.cat(images)[:num_images].float().clamp(-1, 1)
         complete = trajectories and not self.interrupt
         trajectory = torch.cat(trajectories, dim=1)[:, :num_images].float() if complete else None
-        self.maybe_free_model_hooks()
-        output = CellFluxPipelineOutput(images=convert_images(generated, output_type), trajectory=trajectory)
-        return output if return_dict else output.to_tuple()
+        return torch.cat(images)[:num_images].float().clamp(-1, 1), trajectory
+
+    def evaluations_of(
+        self,
+        num_inference_steps: int = 10,
+        guidance_scale: float = 1.2,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+    ) -> int:
+        """
+        Evaluations of the network that one sample costs: steps times those of the solver, a guided one counting twice.
+
+        With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that.
+
+        Args:
+            num_inference_steps, guidance_scale, guidance_interval: As in [`__call__`].
+        """
+        self._lay_grid(num_inference_steps, torch.device("cpu"), "forward", None)
+        return self._count_evaluations(guidance_scale, guidance_interval)
+
+    def _count_evaluations(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> int:
+        """Of one sample on the grid that is laid."""
+        guided = sum(self._guided_evaluations(guidance_interval)) if guidance_scale != 1 else 0
+        return len(self.scheduler.timesteps) + guided
 
     def interpolate(
         self,

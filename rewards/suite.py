@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 FORMS = ("deviation", "energy")
 MINIMUM_SPREAD = 0.05
 UNMEASURED = -10.0  # standard deviations from the real mean
+REAL_RANGE = (0.025, 0.975)  # quantiles of real cells between which something counts as real
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         self.register_buffer("reference", torch.zeros(count, REFERENCE_SIZE, statistics))
         self.register_buffer("count", torch.zeros(count, dtype=torch.long))
         self.register_buffer("real_rewards", torch.zeros(count, len(names) + 1))
+        self.register_buffer("score_floor", torch.zeros(count, len(self.score_names)))
 
     @property
     def moas(self) -> list[str]:
@@ -158,6 +160,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
         """The rewards that compare a statistic with real cells: first those that have nothing else, then `moa`."""
         own = [reward.name for reward in self.rewards if reward.statistic and not reward.score]
         return (*own, *(reward.name for reward in self.rewards if reward.statistic and reward.score))
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """The rewards that have a score and no statistic, such as containment."""
+        return tuple(reward.name for reward in self.rewards if not reward.statistic)
 
     @classmethod
     def fit(
@@ -218,6 +225,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         suite._report_gaps(measured.values)
         suite._set_weights(measured, index.to(suite.device))
         suite._set_real_rewards(measured, moas, index.to(suite.device))
+        suite._set_score_floor(measured, index.to(suite.device))
         return suite
 
     def real_means(self, moa: Sequence[str]) -> dict[str, float]:
@@ -240,6 +248,13 @@ class RewardSuite(ModelMixin, ConfigMixin):
         whole = measured.values.isfinite().all(dim=1)
         for k in (self.count > 0).nonzero()[:, 0].tolist():
             self.real_rewards[k] = scores[whole & (index == k)].mean(dim=0)
+
+    def _set_score_floor(self, measured: Measured, index: torch.Tensor) -> None:
+        whole = measured.values.isfinite().all(dim=1)
+        for column, name in enumerate(self.score_names):
+            for k, count in enumerate(self.count.tolist()):
+                real = measured.scores[name][whole & (index == k) if count >= FEW_IMAGES else whole]
+                self.score_floor[k, column] = real.quantile(REAL_RANGE[0])
 
     def _set_statistics(self, statistics: Statistics) -> None:
         for field in dataclasses.fields(statistics):
@@ -386,6 +401,34 @@ class RewardSuite(ModelMixin, ConfigMixin):
         """The statistics of what was measured, as [`statistics`] gives them."""
         index = self.classifier.class_indices(moa).to(self.device)
         return ((measured.values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
+
+    def outside_real_range(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
+        """
+        How far images lie outside of the range of real cells of their MoA: 0 where everything is inside.
+
+        A statistic is inside between the 2.5 % and the 97.5 % quantile of the reference cells, a reward without a
+        statistic, such as containment, from the 2.5 % quantile of real cells upwards (of all MoAs together where one
+        has fewer than 30 images). What cannot be measured is outside.
+
+        Args:
+            measured ([`Measured`]): Of N images, as [`measure`] gives it.
+            moa (`Sequence[str]`): The true MoA of each.
+
+        Returns:
+            `torch.Tensor` of shape `(N,)`: Euclidean length of what is beyond the range, in standard deviations of
+            real cells for statistics, and in units of 0.05 for the others.
+        """
+        index = self.classifier.class_indices(moa).to(self.device)
+        beyond = torch.zeros_like(measured.values)
+        if self.statistic_names:
+            low, high = torch.quantile(self.reference, self.reference.new_tensor(REAL_RANGE), dim=1)
+            scaled = self.standardise(measured, moa)
+            beyond = (low[index] - scaled).clamp(min=0) + (scaled - high[index]).clamp(min=0)
+        if self.score_names:
+            scores = torch.stack([measured.scores[name] for name in self.score_names], dim=1)
+            lacking = (self.score_floor[index] - scores).clamp(min=0) / MINIMUM_SPREAD
+            beyond = torch.cat([beyond, lacking], dim=1)
+        return beyond.norm(dim=1)
 
     def forward(
         self,

@@ -1,5 +1,7 @@
 """Choosing one of N candidates for each control."""
 
+from __future__ import annotations
+
 import torch
 
 from cellfluxrl.rewards.energy import pairwise
@@ -18,7 +20,30 @@ def select_best(scores: torch.Tensor) -> torch.Tensor:
     return scores.argmax(dim=1)
 
 
-def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6) -> torch.Tensor:
+def select_reject(outside: torch.Tensor) -> torch.Tensor:
+    """
+    The first candidate of each control that looks like a real cell, or the one nearest to that where none does.
+
+    The first and not the highest: among the accepted ones nothing is optimised, so what is chosen follows the
+    generator's distribution, restricted to the range (rejection sampling with at most N draws).
+
+    Args:
+        outside (`torch.Tensor` of shape `(M, N)`): How far each candidate is outside of the real range, 0 inside;
+            see [`RewardSuite.outside_real_range`].
+
+    Returns:
+        `torch.Tensor` of shape `(M,)`, int64.
+
+    Example:
+        >>> select_reject(torch.tensor([[0.3, 0.0, 0.0], [2.0, 0.5, 0.9]])).tolist()
+        [1, 1]
+    """
+    return outside.argmin(dim=1)  # of several that are smallest, argmin takes the first
+
+
+def select_match(
+    vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6, before: torch.Tensor | None = None
+) -> torch.Tensor:
     """
     One candidate for each control such that the chosen set is distributed as real cells are.
 
@@ -30,6 +55,8 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
         vectors (`torch.Tensor` of shape `(M, N, D)`): Scaled statistics of N candidates of M controls.
         reference (`torch.Tensor` of shape `(R, D)`): Scaled statistics of real cells.
         sweeps (`int`, defaults to 6): At most this many passes over the controls; it stops when nothing changes.
+        before (`torch.Tensor` of shape `(B, D)`, *optional*): Statistics of cells that are in the chosen set already;
+            see [`StreamingMatch`].
 
     Returns:
         `torch.Tensor` of shape `(M,)`, int64.
@@ -42,20 +69,22 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
     controls, candidates, _ = vectors.shape
     flat = vectors.reshape(controls * candidates, -1)
     to_reference = pairwise(flat, reference).mean(dim=1).view(controls, candidates)
-    chosen = to_reference.argmin(dim=1)
-    if controls == 1:
-        return chosen
+    if before is None:
+        before = flat[:0]
+    total = len(before) + controls
+    to_before = pairwise(flat, before).sum(dim=1).view(controls, candidates)
+    chosen = (to_reference - to_before / total).argmin(dim=1)
     rows = torch.arange(controls, device=vectors.device)
     # Sum of the distances from every candidate to the chosen set, kept up to date as choices change.
-    to_chosen = pairwise(flat, vectors[rows, chosen]).sum(dim=1).view(controls, candidates)
+    to_chosen = to_before + pairwise(flat, vectors[rows, chosen]).sum(dim=1).view(controls, candidates)
     for _ in range(sweeps):
         changed = False
         for m in range(controls):
             own = vectors[m]
             to_others = to_chosen[m] - pairwise(own, own[chosen[m]][None])[:, 0]
             # The set is all there is, so its mean includes the distance of a cell to itself, which is 0: dividing by
-            # controls - 1, as for a sample of something larger, would let in one outlier for free.
-            best = (to_reference[m] - to_others / controls).argmin()
+            # total - 1, as for a sample of something larger, would let in one outlier for free.
+            best = (to_reference[m] - to_others / total).argmin()
             if best != chosen[m]:
                 moved = pairwise(flat, torch.stack([own[best], own[chosen[m]]]))
                 to_chosen += (moved[:, 0] - moved[:, 1]).view(controls, candidates)
@@ -64,3 +93,48 @@ def select_match(vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6
         if not changed:
             break
     return chosen
+
+
+class StreamingMatch:
+    """
+    [`select_match`] for sets that come in batches: a batch is chosen jointly with the cells chosen last before it.
+
+    It remembers the statistics of the last `window` chosen cells of each group, so its memory does not grow with the
+    number of controls. Each window is brought as close to the real cells as its candidates allow, and the energy
+    distance is convex, so all windows together are at least as close as they are on average. (A uniform sample of all
+    cells chosen so far does worse: its sampling error is taken for an error of the set, and "corrected".)
+
+    Args:
+        window (`int`, defaults to 512): Chosen cells that are remembered of each group.
+
+    Example:
+        >>> match = StreamingMatch()
+        >>> real = torch.tensor([[-1.0], [1.0]])
+        >>> batch = torch.tensor([[[-1.0], [1.0]]])
+        >>> [int(match.select(batch, real, "taxol")) for _ in range(4)]
+        [0, 1, 0, 1]
+    """
+
+    def __init__(self, window: int = 512) -> None:
+        if window < 1:
+            raise ValueError(f"window must be at least 1, got {window}")
+        self.window = window
+        self._chosen: dict[str, torch.Tensor] = {}
+
+    def select(self, vectors: torch.Tensor, reference: torch.Tensor, group: str) -> torch.Tensor:
+        """
+        Choose for the next batch of controls.
+
+        Args:
+            vectors (`torch.Tensor` of shape `(M, N, D)`), reference (`torch.Tensor` of shape `(R, D)`): As in
+                [`select_match`].
+            group (`str`): Controls of one group, such as a MoA, form one set; the reference must be theirs.
+
+        Returns:
+            `torch.Tensor` of shape `(M,)`, int64.
+        """
+        before = self._chosen.get(group, vectors[0, :0])
+        chosen = select_match(vectors, reference, before=before)
+        rows = torch.arange(len(vectors), device=vectors.device)
+        self._chosen[group] = torch.cat([before, vectors[rows, chosen]])[-self.window :].clone()
+        return chosen

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
-from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation
+from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation, straight_before
 
 SOURCE_NOISES = ("white", "band_limited")
 PREDICTION_TYPES = ("velocity", "target")
@@ -173,6 +173,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         self.timesteps = stages.flatten().float().to(device)
         self._evaluations: list[Evaluation] = []
         self._before: Evaluation | None = None
+        self._renewed: torch.Tensor | None = None
         self._done = 0
         self._readout_times = [float(time) for time in readout_times]
         self._readout: dict[float, torch.Tensor] = {}
@@ -211,6 +212,9 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         """
         time = self._next_time(timestep)
         evaluation = Evaluation(time, sample, self.velocity(model_output, time, sample))
+        if self._renewed is not None and self._before is not None:
+            self._before = straight_before(evaluation, self._before, self._renewed)
+        self._renewed = None
         self._evaluations.append(evaluation)
         index, stage = divmod(self._done, self.order)
         start, end = self._grid[index : index + 2]
@@ -226,6 +230,26 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         if not return_dict:
             return prev_sample, evaluation.target
         return CellFluxFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_target_sample=evaluation.target)
+
+    def resample(self, rows: torch.Tensor, renewed: torch.Tensor) -> None:
+        """
+        Say that the samples have been changed between two steps, so that a solver that remembers the step before goes
+        on with what belongs to each of them.
+
+        Args:
+            rows (`torch.Tensor` of shape `(N,)`): Which of the samples so far each of the N now is.
+            renewed (`torch.Tensor` of shape `(N,)`): Whether it was drawn anew, and is no state of the path so far:
+                the solver starts again with it, by a step of Euler's.
+
+        Raises:
+            ValueError: In the middle of a step, whose evaluations so far are of other samples.
+        """
+        if self._evaluations:
+            raise ValueError("samples can be changed between two steps only, not between the evaluations of one")
+        if self._before is not None:
+            before = self._before
+            self._before = Evaluation(before.time, before.sample[rows], before.velocity[rows])
+        self._renewed = renewed
 
     def readout(self) -> torch.Tensor:
         """

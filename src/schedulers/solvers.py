@@ -113,6 +113,21 @@ def exponential_adams_bashforth_2(now: Evaluation, before: Evaluation | None, ti
     return state
 
 
+def straight_before(now: Evaluation, before: Evaluation, renewed: torch.Tensor) -> Evaluation:
+    """
+    `before`, with what the samples that are `renewed` (N,) would have been had they moved in a straight line since.
+
+    Velocity and predicted target are then those of `now`, which makes the next step of any multistep solver Euler's.
+    """
+    renewed = renewed.view(-1, *[1] * (now.sample.ndim - 1))
+    sample = torch.add(now.sample, now.velocity, alpha=before.time - now.time)
+    return Evaluation(
+        before.time,
+        torch.where(renewed, sample, before.sample),
+        torch.where(renewed, now.velocity, before.velocity),
+    )
+
+
 MULTISTEP: dict[str, Callable[[Evaluation, Evaluation | None, float], torch.Tensor]] = {
     "ab2": adams_bashforth_2,
     "exponential_ab2": exponential_adams_bashforth_2,

@@ -2,8 +2,10 @@ import itertools
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.selection import select_best, select_match
+from cellfluxrl.evaluation.selection import StreamingMatch, select_best, select_match, select_reject
 
 
 def energy_distance(chosen, reference):
@@ -103,3 +105,80 @@ def test_the_inputs_are_not_changed():
     select_match(vectors, reference)
     assert torch.equal(vectors, kept[0])
     assert torch.equal(reference, kept[1])
+
+
+# --- rejection ---
+
+
+@given(st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, 2.0]), min_size=3, max_size=3), min_size=1, max_size=6))
+def test_rejection_takes_the_first_inside_or_else_the_nearest(outside):
+    selected = select_reject(torch.tensor(outside))
+    for row, chosen in zip(outside, selected.tolist(), strict=True):
+        assert row[chosen] == min(row)
+        assert chosen == (row.index(0.0) if 0.0 in row else row.index(min(row)))
+
+
+def test_rejection_maximises_nothing_among_the_accepted():
+    """The first of those inside follows the distribution of all that are inside."""
+    candidates = normal(4000, 16)
+    chosen = choices_of(candidates, select_reject((candidates.abs() - 1).clamp(min=0)))
+    inside = candidates[candidates.abs() <= 1]
+    assert float(chosen.abs().max()) <= 1
+    assert float(chosen.std()) == pytest.approx(float(inside.std()), abs=0.02)
+    assert float(chosen.mean()) == pytest.approx(0, abs=0.03)
+
+
+# --- matching in batches ---
+
+
+def streamed(match, vectors, reference, batch):
+    return torch.cat([match.select(part, reference, "taxol") for part in vectors.split(batch)])
+
+
+@given(st.integers(1, 12), st.integers(1, 5), st.integers(0, 99))
+def test_a_single_batch_is_matched_jointly(controls, candidates, seed):
+    vectors, reference = normal(controls, candidates, 2, seed=seed), normal(20, 2, seed=100 + seed)
+    assert torch.equal(StreamingMatch().select(vectors, reference, "taxol"), select_match(vectors, reference))
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+@pytest.mark.parametrize(("mean", "std"), [(0.4, 1.3), (-0.3, 0.8)])
+def test_batches_come_within_a_few_percent_of_the_joint_choice(batch, mean, std):
+    """Of the way from one sample of each control to the joint choice, in energy distance; the best is far behind."""
+    vectors, reference = mean + std * normal(480, 4, 6), normal(300, 6, seed=1)
+    distance = {
+        name: energy_distance(choices_of(vectors, selected), reference)
+        for name, selected in {
+            "first": torch.zeros(480, dtype=torch.long),
+            "best": select_best(-vectors.norm(dim=2)),
+            "joint": select_match(vectors, reference),
+            "streamed": streamed(StreamingMatch(window=256), vectors, reference, batch),
+        }.items()
+    }
+    way = distance["first"] - distance["joint"]
+    assert distance["streamed"] - distance["joint"] < 0.05 * way
+    assert distance["best"] - distance["joint"] > 0.2 * way
+
+
+def test_what_is_remembered_does_not_grow_with_the_number_of_controls():
+    match = StreamingMatch(window=50)
+    for seed in range(8):
+        match.select(normal(30, 2, 3, seed=seed), normal(20, 3, seed=100), "taxol")
+    (remembered,) = match._chosen.values()
+    assert remembered.shape == (50, 3)
+    assert remembered.untyped_storage().nbytes() == 50 * 3 * 8  # and no view keeps the whole alive
+
+
+def test_groups_are_matched_apart():
+    both, alone = StreamingMatch(), StreamingMatch()
+    real = {"taxol": normal(20, 2, seed=1), "DMSO": 3 + normal(20, 2, seed=2)}
+    for seed in range(3):
+        own, other = 1 + 2 * normal(5, 3, 2, seed=10 + seed), 1 + 2 * normal(5, 3, 2, seed=20 + seed)
+        both.select(other, real["DMSO"], "DMSO")
+        ours = both.select(own, real["taxol"], "taxol")
+        assert torch.equal(ours, alone.select(own, real["taxol"], "taxol"))
+
+
+def test_a_window_holds_something():
+    with pytest.raises(ValueError, match="window must be at least 1, got 0"):
+        StreamingMatch(window=0)

@@ -458,3 +458,53 @@ def test_what_diffusers_asks_of_a_scheduler():
 def test_unknown_settings_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         CellFluxFlowMatchScheduler(**settings)
+
+
+# --- samples that change between two steps ---
+
+
+def decay(sample):
+    return -sample
+
+
+def run(scheduler, sample, change_after=None, rows=None, renewed=None, fresh=None):
+    """Follow dx/dt = -x; after so many steps replace the samples by `rows` of them, the `renewed` ones by fresh."""
+    for i, t in enumerate(scheduler.timesteps):
+        if change_after is not None and i == change_after * scheduler.order:
+            sample = sample[rows]
+            sample[renewed] = fresh[renewed]
+            scheduler.resample(rows, renewed)
+        sample = scheduler.step(decay(sample), t, sample).prev_sample
+    return sample
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_that_change_places_go_on_as_they_would_have(solver, generator):
+    start = torch.randn(SHAPE, generator=generator)
+    scheduler = CellFluxFlowMatchScheduler(solver=solver)
+    scheduler.set_timesteps(5)
+    expected = run(scheduler, start)
+    scheduler.set_timesteps(5)
+    rows, renewed = torch.tensor([1, 0, 1]), torch.tensor([False, False, False])
+    assert torch.equal(run(scheduler, start, 3, rows, renewed, start[rows]), expected[rows])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_sample_that_is_drawn_anew_starts_again_and_leaves_the_others_alone(solver, generator):
+    start, fresh = torch.randn(2, *SHAPE, generator=generator)
+    scheduler = CellFluxFlowMatchScheduler(solver=solver)
+    scheduler.set_timesteps(5)
+    expected = run(scheduler, start)
+    scheduler.set_timesteps(5)
+    ours = run(scheduler, start, 2, torch.tensor([0, 1]), torch.tensor([False, True]), fresh)
+    assert torch.equal(ours[0], expected[0])
+    scheduler.set_timesteps(grid=torch.linspace(0, 1, 6)[2:])
+    torch.testing.assert_close(ours[1], run(scheduler, fresh)[1])
+
+
+def test_samples_do_not_change_in_the_middle_of_a_step():
+    scheduler = CellFluxFlowMatchScheduler(solver="midpoint")
+    scheduler.set_timesteps(2)
+    scheduler.step(torch.zeros(SHAPE), scheduler.timesteps[0], torch.zeros(SHAPE))
+    with pytest.raises(ValueError, match="between two steps only, not between the evaluations of one"):
+        scheduler.resample(torch.arange(2), torch.zeros(2, dtype=torch.bool))
