@@ -57,7 +57,7 @@ TRAINING_PANELS = {
     "loss": "loss",
     "dead_groups": "share of groups without signal",
     "grad_norm": "norm of the gradient",
-    "lr": "learning rate",
+    "learning_rate": "learning rate",
     "old_decay": "decay of the sampling policy",
     "sample_growth": "|rollout| / |source|",
     "r/std": "spread of r",

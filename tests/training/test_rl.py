@@ -14,6 +14,7 @@ from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import conditions_of
 from cellfluxrl.training.rl import RLArguments, check_fit, weights_at
+from cellfluxrl.training.rl_plots import SECONDS, TRAINING_PANELS
 from cellfluxrl.training.rl_task import CellTask, parse_reward_weights
 
 
@@ -180,6 +181,7 @@ def test_every_objective_runs_and_logs_the_same(train, rows, objective):
             "old_decay", "sample_growth", "skipped_no_signal", "skipped_non_finite",
             "seconds/sampling", "seconds/rewards", "seconds/update",
         } <= row.keys()  # fmt: skip
+        assert {*TRAINING_PANELS, *SECONDS} <= row.keys(), "what is drawn is logged"
         assert sum(row["r/histogram"]) == pytest.approx(1)
     assert rows()[-1]["distance_to_base"] > 0
 

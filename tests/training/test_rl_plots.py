@@ -27,7 +27,7 @@ FULL = {
     "r/histogram": [0.1] * 10,
     "distance_to_base": 0.01,
     "kl_weight": 0.1,
-    "lr": 1e-4,
+    "learning_rate": 1e-4,
     "seconds/sampling": 1.0,
     "seconds/rewards": 0.1,
     "seconds/update": 0.9,
