@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 TRAINING = Path(__file__).parents[2] / "training"
 LAUNCH = (sys.executable, "-m", "accelerate.commands.launch")
-TIMEOUT = 120  # seconds; a run takes under ten on a free core
+TIMEOUT = 300  # seconds; a run takes under ten on a free core
 
 # One file serves the three scripts, as the configurations in training/configs do.
 SETTINGS = {
