@@ -24,6 +24,7 @@ from pathlib import Path
 import torch
 import yaml
 from accelerate import Accelerator
+from results_table import markdown_table
 
 from cellfluxrl import CellFluxPipeline, MoAClassifier, RewardSuite
 from cellfluxrl.data.pairs import ControlTreatedPairs
@@ -36,7 +37,6 @@ from cellfluxrl.evaluation.comparison import (
     table_row,
 )
 from cellfluxrl.evaluation.metrics import bootstrap_error, mean_wasserstein
-from cellfluxrl.evaluation.report import format_table
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
 from cellfluxrl.training.demo import CANDIDATES, SHIPPED_BASE, HeldOut, generate_candidates, held_out_cells
@@ -183,8 +183,8 @@ def main() -> None:
     rows |= {name: row for name, row in matched.items() if name.removesuffix(", match of 4") in study.get("match", [])}
     (folder / "results.json").write_text(json.dumps({"rows": rows | single, "seconds": seconds}, indent=2))
     columns = list(rows["base"])
-    for part in (columns[:5], columns[5:8], columns[8:13], columns[13:]):
-        print("\n" + format_table(rows, part))
+    for part in (columns[:8], columns[8:]):
+        print("\n" + markdown_table(rows, part))
     print("\nseconds of each seed: " + ", ".join(f"{name} {values}" for name, values in seconds.items()))
 
 
