@@ -40,7 +40,7 @@ class SharedArguments:
     time_logit_mean: float = option(1.2, "training times are t = sigmoid(N(mean, std)); lower means earlier, ...")
     time_logit_std: float = option(1.2, "... where the compound decides; CellFlux has 1.2 and 1.2")
     mixed_precision: str | None = option(None, "'no', 'bf16' or 'fp16'; default: what accelerate is configured for")
-    report_to: str | None = option(None, "a tracker besides log.jsonl, for example 'tensorboard' or 'wandb'")
+    report_to: str | None = option(None, "trackers besides log.jsonl and TensorBoard, for example 'wandb'")
     cpu: bool = option(False, "stay on the CPU even where a GPU is found")
 
 

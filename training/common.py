@@ -110,20 +110,28 @@ def conditions_of(encoder: CompoundEncoder, pairs: ControlTreatedPairs) -> torch
     return encoder.encode(pairs.conditions["compound"].tolist(), concentrations=doses).cpu()
 
 
-def make_accelerator(args: SharedArguments) -> Accelerator:
+def make_accelerator(args: SharedArguments, tensorboard: bool = False) -> Accelerator:
     """
     Set up the processes, on the CPU where there is no GPU, and seed them.
+
+    Args:
+        args ([`SharedArguments`]): Of a script; `report_to` names trackers, separated by commas.
+        tensorboard (`bool`, defaults to `False`): Whether to log to TensorBoard beside those, in `output_dir`.
 
     Raises:
         RuntimeError: If more processes were asked for than were started.
     """
     cpu = args.cpu or not torch.accelerator.is_available()
+    trackers = ["tensorboard"] * tensorboard + (args.report_to.split(",") if args.report_to else [])
     accelerator = Accelerator(
-        cpu=cpu, mixed_precision=args.mixed_precision, log_with=args.report_to, project_dir=args.output_dir
+        cpu=cpu,
+        mixed_precision=args.mixed_precision,
+        log_with=list(dict.fromkeys(trackers)),
+        project_dir=args.output_dir,
     )
     _check_process_count(accelerator.num_processes)
     set_seed(args.seed)
-    if args.report_to:
+    if trackers:
         accelerator.init_trackers("cellfluxrl")
     return accelerator
 

@@ -299,7 +299,7 @@ def _optimise(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(MoAArguments, "moa", __doc__, argv)
-    accelerator = make_accelerator(args)
+    accelerator = make_accelerator(args, tensorboard=True)
     train(args, accelerator)
     accelerator.end_training()
 

@@ -312,7 +312,7 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(PretrainArguments, "pretrain", __doc__, argv)
-    accelerator = make_accelerator(args)
+    accelerator = make_accelerator(args, tensorboard=True)
     train(args, accelerator)
     accelerator.end_training()
 

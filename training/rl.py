@@ -320,11 +320,12 @@ def train(
 
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_arguments(RLArguments, "rl", __doc__, argv)
-    accelerator = make_accelerator(args)
+    accelerator = make_accelerator(args, tensorboard=True)
     try:
         train(args, accelerator)
     except Interrupted as interrupted:
         accelerator.print(f"\n{interrupted}", file=sys.stderr)
+        accelerator.end_training()
         sys.exit(130)
     accelerator.end_training()
 
