@@ -246,7 +246,7 @@ def fragile_suite(plugin, simulated_cells):
 @pytest.fixture(scope="module")
 def fragile(fragile_suite):
     # Long enough for a piece on a busy machine; the tests below wait for it up to three times.
-    with RewardWorkers(fragile_suite, timeout=3, chunk_size=6) as workers:
+    with RewardWorkers(fragile_suite, timeout=8, chunk_size=6) as workers:
         yield workers
 
 
@@ -255,7 +255,7 @@ def fragile(fragile_suite):
     ("what", "reason"),
     [
         (RAISE, "ZeroDivisionError: a cell of no size"),
-        (HANG, "no answer within 3 s"),
+        (HANG, "no answer within 8 s"),
         (DIE, "its process ended"),
     ],
     ids=["raises", "hangs", "ends its process"],
