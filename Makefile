@@ -22,7 +22,7 @@ test: $(VENV)/.installed  ## the tests, without the slow ones
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m 'not slow' -n 2
 
 test-slow: $(VENV)/.installed  ## the slow tests: training scripts as real processes
-	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m slow -n 2 --dist loadfile
 
 lint: $(VENV)/.installed  ## format and lint checks
 	$(RUN)/ruff format --check .
