@@ -116,7 +116,7 @@ def make_segmenter(name: str, **settings: object) -> Segmenter:
 
 
 def _segmenter_class(name: str) -> type:
-    from cellfluxrl.rewards import cellpose_segmenter, watershed  # noqa: F401  (they register themselves)
+    from cellfluxrl.rewards import cellpose_segmenter, otsu_segmenter, watershed  # noqa: F401  (they register themselves)
 
     if name in SEGMENTERS:
         return SEGMENTERS[name]

@@ -17,6 +17,8 @@ COMMANDS = {
     "moa": ("cellfluxrl.training.moa", "train a classifier of the mechanism of action"),
     "rewards": ("cellfluxrl.rewards.command", "fit the biological rewards on real cells, and score images with them"),
     "rl": ("cellfluxrl.training.rl", "post-train a pipeline with the biological rewards"),
+    "generate": ("cellfluxrl.pipelines.generate_command", "treated cells of a folder or data set of controls"),
+    "evaluate": ("cellfluxrl.evaluation.command", "compare a pipeline's cells with real ones, on held-out evidence"),
     "convert": ("cellfluxrl.pipelines.convert", "turn a published CellFlux checkpoint into a pipeline folder"),
 }
 

@@ -84,7 +84,9 @@ GRID_MARGIN = 12  # px, around the titles
 TITLE_CHARACTERS = 14  # longer titles are broken into lines
 
 
-def image_grid(rows: Mapping[str, np.ndarray], path: str | Path) -> Image.Image:
+def image_grid(
+    rows: Mapping[str, np.ndarray], path: str | Path, headers: Mapping[int, str] | None = None
+) -> Image.Image:
     """
     Put labelled rows of pictures below each other, and write a PNG.
 
@@ -92,6 +94,8 @@ def image_grid(rows: Mapping[str, np.ndarray], path: str | Path) -> Image.Image:
         rows (`Mapping[str, np.ndarray]`): By the row's title, N pictures of shape `(N, H, W, 3)`, uint8 RGB, as
             [`outlined`] makes them; the same shape for every row.
         path (`str` or `Path`): Of the PNG file.
+        headers (`Mapping[int, str]`, *optional*): What stands above the grid, by the column where it begins; a line
+            separates it from the columns before.
 
     Returns:
         `PIL.Image.Image`: What was written.
@@ -110,15 +114,22 @@ def image_grid(rows: Mapping[str, np.ndarray], path: str | Path) -> Image.Image:
     titles = [textwrap.fill(title, TITLE_CHARACTERS) for title in rows]
     left = _widest(titles, font) + 2 * GRID_MARGIN
     row_step, column_step = height + GRID_SEPARATOR, width + GRID_SEPARATOR
+    above = 2 * GRID_MARGIN if headers else 0
 
-    size = (left + count * column_step, len(rows) * row_step + GRID_SEPARATOR)
+    size = (left + count * column_step, above + len(rows) * row_step + GRID_SEPARATOR)
     grid = Image.new("RGB", size, GRID_BACKGROUND)
     draw = ImageDraw.Draw(grid)
     for i, (title, pictures) in enumerate(zip(titles, rows.values(), strict=True)):
-        top = GRID_SEPARATOR + i * row_step
+        top = above + GRID_SEPARATOR + i * row_step
         draw.text((GRID_MARGIN, top + height / 2), title, fill=GRID_TEXT, font=font, anchor="lm")
         for j, picture in enumerate(pictures):
             grid.paste(Image.fromarray(picture), (left + j * column_step, top))
+    for column, header in (headers or {}).items():
+        place = left + column * column_step
+        small = ImageFont.load_default(size=14)
+        draw.text((place, above / 2 + 1), header, fill=GRID_TEXT, font=small, anchor="lm")
+        if column:
+            draw.line([(place - 2, 0), (place - 2, size[1])], fill=GRID_TEXT, width=1)
     grid.save(path)
     return grid
 

@@ -46,6 +46,36 @@ def relative_spread(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.sqrt(a.var(axis=0).sum() / b.var(axis=0).sum()))
 
 
+def spread_within(a: np.ndarray, a_groups: np.ndarray, b: np.ndarray, b_groups: np.ndarray) -> float:
+    """
+    Spread of `a` around the means of its groups, over that of `b`: 1 if the members of a group differ as much.
+
+    The difference between groups, which is most of a total variance, does not count: samples that were chosen near
+    the mean of each mechanism are caught by this alone.
+
+    Args:
+        a (`np.ndarray` of shape `(N, D)`), b (`np.ndarray` of shape `(M, D)`): Statistics; each column weighs alike.
+        a_groups (`np.ndarray` of shape `(N,)`), b_groups (`np.ndarray` of shape `(M,)`): The group of each row.
+
+    Returns:
+        `float`: Root of the mean over columns of the ratio of variances within groups; NaN if no group has two rows.
+
+    Example:
+        >>> x, groups = np.random.default_rng(0).normal(size=(2000, 3)), np.arange(2000) % 2
+        >>> round(spread_within(x / 2 + 10 * groups[:, None], groups, x, groups), 2)
+        0.5
+    """
+    ratio = _variance_within(a, a_groups) / np.maximum(_variance_within(b, b_groups), 1e-12)
+    return float(np.sqrt(ratio.mean()))
+
+
+def _variance_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
+    _, index, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    means = np.stack([np.bincount(index, weights=column) / counts for column in values.T], axis=1)
+    free = len(values) - len(counts)
+    return ((values - means[index]) ** 2).sum(axis=0) / free if free else np.full(values.shape[1], np.nan)
+
+
 def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 50, seed: int = 0) -> float:
     """
     Standard error of a statistic of a set under resampling of its members with replacement.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import TypeAlias
@@ -14,6 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from PIL import Image
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.evaluation.intervals import Interval
 
 # Row name -> column name -> (value, standard error). A missing column or a value of NaN was not measured; a standard
 # error of NaN is not known.
@@ -59,6 +60,26 @@ def _decimals(error: float) -> int:
 
 def _rounded(value: float, decimals: int) -> str:
     return f"{round(value, decimals) + 0.0:.{decimals}f}"  # -0.0 + 0.0 is 0.0
+
+
+def format_interval(interval: Interval) -> tuple[str, str]:
+    """
+    Write a value and its 95 % interval, with the digits that its standard error leaves meaningful.
+
+    Returns:
+        `tuple[str, str]`: The value and `"[low, high]"`, which is empty if the interval is not known.
+
+    Example:
+        >>> format_interval(Interval(0.91234, 0.9043, 0.9203, 0.0041))
+        ('0.912', '[0.904, 0.920]')
+    """
+    if math.isnan(interval.value):
+        return MISSING, ""
+    if math.isnan(interval.low):
+        return _rounded(interval.value, DECIMALS_WITHOUT_ERROR), ""
+    decimals = _decimals(interval.error)
+    low, high = (_rounded(end, decimals) for end in (interval.low, interval.high))
+    return _rounded(interval.value, decimals), f"[{low}, {high}]"
 
 
 def format_table(rows: Rows, columns: Sequence[str]) -> str:
@@ -117,6 +138,47 @@ def _check_columns(rows: Rows, columns: Sequence[str]) -> None:
 
 
 @dataclass(frozen=True)
+class Table:
+    """
+    A table of a [`Section`].
+
+    Args:
+        caption (`str`): What it shows.
+        columns (`Sequence[str]`): Headers, without that of the rows' names.
+        rows (`Mapping[str, Sequence[tuple[str, str]]]`): By the row's name, a value and what stands below it, for
+            each column.
+        reference (`str`, *optional*): The row that is marked as what to compare with.
+    """
+
+    caption: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[tuple[str, str]]]
+    reference: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    A part of a report.
+
+    Args:
+        title (`str`): The heading.
+        paragraphs (`Sequence[str]`): Text.
+        findings (`Sequence[str]`): Sentences in a list; what stands before `" | "` is set in bold.
+        tables (`Sequence[Table]`): Tables.
+        notes (`Mapping[str, str]`): Terms and what they mean.
+        pictures (`Sequence[tuple[str, Path]]`): Caption and PNG file of each picture.
+    """
+
+    title: str
+    paragraphs: Sequence[str] = ()
+    findings: Sequence[str] = ()
+    tables: Sequence[Table] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    pictures: Sequence[tuple[str, Path]] = ()
+
+
+@dataclass(frozen=True)
 class _Picture:
     caption: str
     data_uri: str
@@ -171,9 +233,7 @@ def write_report(
     for column in column_notes:
         if column not in columns:
             raise unknown_name("column", column, columns)
-    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    html = environment.from_string(template).render(
+    html = _render(
         title=title,
         table={name: [_cell(row, column) for column in columns] for name, row in rows.items()},
         columns=columns,
@@ -182,8 +242,69 @@ def write_report(
         findings=findings,
         settings=settings,
         reference=reference,
+        sections=[],
     )
     Path(path).write_text(html, encoding="utf-8")
+
+
+def write_sections(
+    path: str | Path,
+    title: str,
+    findings: Sequence[str],
+    sections: Sequence[Section],
+    settings: Mapping[str, object],
+) -> None:
+    """
+    Write a report of several sections, as one HTML file like that of [`write_report`].
+
+    Args:
+        path (`str` or `Path`): Of the HTML file.
+        title (`str`): The heading.
+        findings (`Sequence[str]`): What came out, in plain sentences.
+        sections (`Sequence[Section]`): The parts, in order.
+        settings (`Mapping[str, object]`): What is needed to run it again.
+
+    Raises:
+        ValueError: If a row of a table has another number of cells than there are columns.
+        PIL.UnidentifiedImageError: If a picture is not a PNG file.
+    """
+    for section in sections:
+        for table in section.tables:
+            for name, row in table.rows.items():
+                if len(row) != len(table.columns):
+                    raise ValueError(
+                        f"row {name!r} of the table {table.caption!r} has {len(row)} cells for {len(table.columns)} "
+                        "columns"
+                    )
+    shown = [
+        {
+            "title": section.title,
+            "paragraphs": section.paragraphs,
+            "findings": [finding.rpartition(" | ")[::2] for finding in section.findings],
+            "tables": section.tables,
+            "notes": section.notes,
+            "pictures": [_embed(caption, picture) for caption, picture in section.pictures],
+        }
+        for section in sections
+    ]
+    html = _render(
+        title=title,
+        table={},
+        columns=[],
+        column_notes={},
+        pictures=[],
+        findings=findings,
+        settings=settings,
+        reference="",
+        sections=shown,
+    )
+    Path(path).write_text(html, encoding="utf-8")
+
+
+def _render(**values: object) -> str:
+    template = files(__package__).joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return environment.from_string(template).render(**values)
 
 
 def _embed(caption: str, path: Path) -> _Picture:
