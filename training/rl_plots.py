@@ -463,7 +463,7 @@ def draw_sweep(path: Path, points: Sequence[SweepPoint], results: Mapping[str, R
         axes.set_xlabel(x_label)
         axes.set_ylabel(y_label)
         for style, (series, group) in zip(
-            itertools.cycle(zip(COLORS, MARKERS, strict=True)),
+            zip(itertools.cycle(COLORS), itertools.cycle((*MARKERS, "X")), strict=False),  # 42 that differ
             itertools.groupby(points, key=lambda point: point.series),
             strict=False,
         ):
