@@ -22,7 +22,8 @@ SMALL = ["--cpu", "--image_size", "24", "--simulated_cells_per_moa", "12", "--ma
 SMALLER = {
     # Enough for samples of a group to differ, without which post-training refuses to begin.
     "pretrain": shlex.split(
-        "--preset tiny --train_batch_size 4 --max_train_steps 60 --learning_rate 3e-3 --lr_warmup_steps 5 --ema_decay 0.9"
+        "--preset tiny --train_batch_size 4 --max_train_steps 60 --learning_rate 3e-3 --lr_warmup_steps 5 "
+        "--ema_decay 0.9"
     ),
     "moa": ["--train_batch_size", "8"],
     "rl": ["--conditions_per_step", "1", "--controls_per_condition", "2", "--rollouts_per_control", "2"],
