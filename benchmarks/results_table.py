@@ -29,7 +29,7 @@ def main(path: str) -> None:
             print(f"- {column}: {d['mean']:+.4f}, {d['mean'] / (d['standard_error'] or 1):+.1f}")
         print()
     for name, metrics in results["classifiers"].items():
-        print(f"{name}: {json.dumps({k: round(v, 4) for k, v in metrics.items()})}")
+        print(f"{name}: {json.dumps({k: round(v, 4) for k, v in metrics.items() if isinstance(v, float)})}")
     print("seconds:", json.dumps(results["seconds"]))
 
 
