@@ -63,7 +63,7 @@ def test_images_of_a_control_follow_each_other(generate, controls, generators):
     together = generate(num_images_per_control=2, generator=generators(0, 1, 2, 3, 4, 5)).images
     for i in range(3):
         alone = generate(controls[i : i + 1], num_images_per_control=2, generator=generators(2 * i, 2 * i + 1)).images
-        torch.testing.assert_close(together[2 * i : 2 * i + 2], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[2 * i : 2 * i + 2], alone, rtol=0, atol=1e-4)
 
 
 def test_the_trajectory_leads_from_the_noisy_control_to_the_image(generate, pipe, controls):
@@ -98,15 +98,15 @@ def test_the_generator_decides_the_images(generate):
 def test_with_a_list_of_generators_an_image_does_not_depend_on_its_batch(generate, controls, generators):
     together = generate(generator=generators(4, 5, 6)).images
     alone = generate(controls[1:2], generator=generators(5)).images
-    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[1:2], alone, rtol=0, atol=1e-4)
     shuffled = generate(controls[[2, 0, 1]], generator=generators(6, 4, 5)).images
-    torch.testing.assert_close(together[[2, 0, 1]], shuffled, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[[2, 0, 1]], shuffled, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_the_batch_size_does_not_change_the_result(generate, batch_size):
     whole, parts = (generate(batch_size=size, return_trajectory=True) for size in (3, batch_size))
-    torch.testing.assert_close(parts.images, whole.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(parts.images, whole.images, rtol=0, atol=1e-4)
     torch.testing.assert_close(parts.trajectory, whole.trajectory, rtol=0, atol=1e-4)
 
 
@@ -119,7 +119,7 @@ def test_each_control_can_have_its_own_compound(generate, controls, generators):
     together = generate(compound=names, generator=generators(0, 1, 2)).images
     for i, name in enumerate(names):
         alone = generate(controls[i : i + 1], compound=name, generator=generators(i)).images
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
 
 
 def test_a_smiles_means_what_its_name_means(generate):
@@ -144,7 +144,7 @@ def test_a_guidance_of_zero_follows_the_unconditional_velocity(pipeline, generat
     source, end = euler_steps(pipeline, generate, 0.0)
     with torch.no_grad():
         velocity = pipeline.unet(source, 0.0, None, return_dict=False)[0]
-    torch.testing.assert_close(end, source + velocity, rtol=0, atol=1e-5)
+    torch.testing.assert_close(end, source + velocity, rtol=0, atol=1e-4)
 
 
 def test_one_step_is_linear_in_the_guidance(pipeline, generate):

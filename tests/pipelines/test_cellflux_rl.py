@@ -123,7 +123,7 @@ def test_with_a_list_of_generators_the_choice_does_not_depend_on_the_batch(gener
     together = generate(best_of_n=2, generator=generators(0, 1, 2, 3, 4, 5))
     alone = generate(controls[1:2], best_of_n=2, generator=generators(2, 3))
     assert torch.equal(together.selected[1:2], alone.selected)
-    torch.testing.assert_close(together.images[1:2], alone.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.images[1:2], alone.images, rtol=0, atol=1e-4)
 
 
 # --- saving and loading ---

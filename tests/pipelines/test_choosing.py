@@ -173,14 +173,14 @@ def test_with_a_list_of_generators_a_search_does_not_depend_on_the_batch(generat
     together = generate(best_of_n=8, generator=generators(*range(24)), **way)
     alone = generate(controls[1:2], best_of_n=8, generator=generators(*range(8, 16)), **way)
     assert torch.equal(together.selected[1:2], alone.selected)
-    torch.testing.assert_close(together.images[1:2], alone.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together.images[1:2], alone.images, rtol=0, atol=1e-4)
 
 
 def test_steering_with_strength_0_is_no_search(generate):
     steered = generate(best_of_n=4, search="steer", search_kwargs={"strength": 0.0})
     plain = generate(best_of_n=4)
     assert torch.equal(steered.selected, plain.selected)
-    torch.testing.assert_close(steered.images, plain.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(steered.images, plain.images, rtol=0, atol=1e-4)
 
 
 def test_a_noise_search_of_one_round_is_no_search(generate):

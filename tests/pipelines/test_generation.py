@@ -49,7 +49,7 @@ def test_one_control_is_shown_under_each_compound(generate, controls, generators
     together = generate(controls[0], compound=COMPOUNDS, generator=generators(0, 0, 0)).images
     for i, name in enumerate(COMPOUNDS):
         alone = generate(controls[0], compound=name, generator=generators(0)).images
-        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=1e-4)
     assert not torch.allclose(together[0], together[2], atol=1e-3)
 
 
@@ -57,7 +57,7 @@ def test_samples_of_a_compound_follow_each_other(generate, controls, generators)
     pairs = {"num_images_per_control": 2, "generator": generators(0, 1, 2, 3)}
     together = generate(controls[0], compound=COMPOUNDS[:2], **pairs).images
     second = generate(controls[0], compound="DMSO", num_images_per_control=2, generator=generators(2, 3)).images
-    torch.testing.assert_close(together[2:], second, rtol=0, atol=1e-5)
+    torch.testing.assert_close(together[2:], second, rtol=0, atol=1e-4)
 
 
 def test_an_embedding_means_what_its_compound_means(generate, pipe, controls):
@@ -75,7 +75,7 @@ def test_concentrations_are_one_for_all_or_one_for_each(generate, dosed, control
 
     series = images(controls[0], [0.1, 1.0, 10.0], generator=generators(0, 0, 0))
     assert not torch.allclose(series[0], series[2], atol=1e-3)
-    torch.testing.assert_close(series[1:2], images(controls[0], 1, generator=generators(0)), rtol=0, atol=1e-5)
+    torch.testing.assert_close(series[1:2], images(controls[0], 1, generator=generators(0)), rtol=0, atol=1e-4)
     assert torch.equal(images(controls, 3.0), images(controls, [3.0] * 3))
     smiles = pipe_smiles(dosed, "taxol")
     by_smiles = generate(controls, pipe=dosed, smiles=smiles, concentration=3.0).images
@@ -212,7 +212,7 @@ def test_an_unconditional_network_takes_no_compound(generate, pipeline):
     with pytest.raises(ValueError, match=r"guidance_scale=1\.2 needs a network"):
         generate(pipe=pipe, compound=None)
     images = generate(pipe=pipe, compound=None, guidance_scale=1, batch_size=2, batch_invariant=True).images
-    torch.testing.assert_close(images, generate(guidance_scale=0).images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(images, generate(guidance_scale=0).images, rtol=0, atol=1e-4)
 
 
 # --- callbacks ---
@@ -265,7 +265,7 @@ def test_the_progress_bar_counts_every_evaluation_of_every_batch(pipe, generate,
 def test_chosen_times_of_the_trajectory_do_not_change_the_images(generate):
     plain = generate(return_trajectory=True)
     output = generate(trajectory_times=[0.0, 0.2, 0.5, 1.0], batch_size=2)
-    torch.testing.assert_close(output.images, plain.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(output.images, plain.images, rtol=0, atol=1e-4)
     assert output.trajectory.shape == (4, 3, 3, 16, 16)
     torch.testing.assert_close(output.trajectory[[0, 2, 3]], plain.trajectory, rtol=0, atol=1e-4)
 
@@ -328,14 +328,14 @@ def test_without_filling_up_an_image_differs_by_rounding_only(generators, contro
     settings = {"compound": "taxol", "num_inference_steps": 2, "output_type": "pt"}
     together = pipe(images, generator=generators(*range(16)), **settings).images
     alone = pipe(images[5], generator=generators(5), **settings).images
-    torch.testing.assert_close(alone[0], together[5], rtol=0, atol=1e-5)
+    torch.testing.assert_close(alone[0], together[5], rtol=0, atol=1e-4)
 
 
 def test_filling_up_returns_only_what_was_asked_for(generate):
     filled = generate(batch_size=4, batch_invariant=True, return_trajectory=True, num_images_per_control=2)
     plain = generate(batch_size=4, return_trajectory=True, num_images_per_control=2)
     assert filled.images.shape == (6, 3, 16, 16)
-    torch.testing.assert_close(filled.images, plain.images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(filled.images, plain.images, rtol=0, atol=1e-4)
     torch.testing.assert_close(filled.trajectory, plain.trajectory, rtol=0, atol=1e-4)
 
 
@@ -370,14 +370,14 @@ def test_float16_on_a_cpu_without_it_is_refused(generate, pipeline, monkeypatch)
 
 def test_channels_last_does_not_change_the_images(generate, pipeline):
     pipe = around(pipeline, unet=copy_of(pipeline.unet).to(memory_format=torch.channels_last))
-    torch.testing.assert_close(generate(pipe=pipe).images, generate().images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(pipe=pipe).images, generate().images, rtol=0, atol=1e-4)
 
 
 @pytest.mark.slow
 def test_a_compiled_network_does_not_change_the_images(generate, pipeline):
     pipe = around(pipeline)
     pipe.unet = torch.compile(copy_of(pipeline.unet), backend="eager")
-    torch.testing.assert_close(generate(pipe=pipe).images, generate().images, rtol=0, atol=1e-5)
+    torch.testing.assert_close(generate(pipe=pipe).images, generate().images, rtol=0, atol=1e-4)
 
 
 def test_models_are_offloaded_in_the_order_of_their_use(generate, pipeline):
@@ -410,7 +410,7 @@ def test_an_interpolation_leads_from_one_compound_to_the_other(pipe, controls, g
     seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(3)))
     for frame, name in ((frames[:1], "taxol"), (frames[-1:], "nocodazole")):
         alone = pipe(controls[0], compound=name, generator=generators(seed), **settings).images
-        torch.testing.assert_close(frame, alone, rtol=0, atol=1e-5)
+        torch.testing.assert_close(frame, alone, rtol=0, atol=1e-4)
     steps = (frames[1:] - frames[:-1]).flatten(1).norm(dim=1)
     assert steps.min() > 0
     assert steps.max() < (frames[-1] - frames[0]).norm()  # a way, not a scatter of other cells
@@ -425,7 +425,7 @@ def test_concentrations_are_interpolated_logarithmically(dosed, controls):
     seed = int(torch.randint(2**62, (), generator=of["series"]))
     same = [torch.Generator().manual_seed(seed) for _ in range(3)]
     series = dosed(controls[0], concentration=[0.1, 1.0, 10.0], generator=same, **settings).images
-    torch.testing.assert_close(frames, series, rtol=0, atol=1e-5)
+    torch.testing.assert_close(frames, series, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(

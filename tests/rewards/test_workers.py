@@ -82,9 +82,12 @@ def scores_of(workers, images, moa, form="deviation", groups=None):
 
 
 def assert_same(scores, expected):
+    """But for rounding, which differs in batches of another size, and is large in units of an untrained classifier."""
     assert scores.keys() == expected.keys()
     for name, values in expected.items():
-        torch.testing.assert_close(scores[name], values, rtol=0, atol=0, equal_nan=True, msg=lambda m, n=name: n + m)
+        torch.testing.assert_close(
+            scores[name], values, rtol=1e-3, atol=1e-3, equal_nan=True, msg=lambda m, n=name: n + m
+        )
 
 
 # --------------------------------------------------------------------------------------------------------------------
