@@ -45,7 +45,7 @@ def pipeline_for(cells, image_size: int, preset: str) -> CellFluxPipeline:
         return CellFluxPipeline.from_pretrained(str(SHIPPED_BASE))
     encoder = encoder_of(cells)
     torch.manual_seed(0)
-    unet = CellFluxUNet2DModel.from_preset(preset, condition_dim=encoder.config.embedding_dim)
+    unet = CellFluxUNet2DModel.from_preset(preset, sample_size=image_size, condition_dim=encoder.condition_dim)
     for module in unet.modules():  # some layers start at zero; rollouts would be copies
         if isinstance(module, (torch.nn.Conv1d, torch.nn.Conv2d)):
             module.reset_parameters()
