@@ -6,8 +6,8 @@
 Simulated cells; the shipped base (2.3 M), also for crops larger than the 48 x 48 that it was trained on, and the
 published network with random weights; an untrained classifier, which takes as long as any. K is the number of rollouts
 of each of 8 controls. Seconds are medians of the iterations after the first. Memory, of the published network only
-because beside a small one all else counts more, is that of a process of its own, beyond what it held before the trainer
-was built: resident, or on a GPU what torch allocates there.
+because beside a small one all else counts more, is that of a process of its own, beyond what it held before the
+trainer was built: resident, or on a GPU what torch allocates there.
 """
 
 from __future__ import annotations
