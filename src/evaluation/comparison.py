@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cellfluxrl.errors import unknown_name
 from cellfluxrl.evaluation.metrics import (
     bootstrap_error,
     frechet_distance,
@@ -19,6 +20,7 @@ from cellfluxrl.evaluation.metrics import (
 from cellfluxrl.evaluation.selection import select_best, select_match
 from cellfluxrl.models.moa_classifier import MoAClassifier
 
+SELECTIONS = ("best", "match")
 REWARD_COLUMNS = (
     "moa",
     "containment",
@@ -142,7 +144,12 @@ def choose(candidates: Scored, moa: Sequence[str], num: int, selection: str, ref
         num (`int`): How many of the K candidates take part; 1 is no choice.
         selection (`str`): `"best"` or `"match"`, which is done for all controls of a mechanism together.
         reference (`torch.Tensor` of shape `(M, R, 6)`): Real cells' scaled statistics of each control's mechanism.
+
+    Raises:
+        ValueError: For another selection.
     """
+    if selection not in SELECTIONS:
+        raise unknown_name("selection", selection, SELECTIONS)
     controls = len(moa)
     per_control = len(candidates.images) // controls
     scores = candidates.rewards["combined"].view(controls, per_control)[:, :num]

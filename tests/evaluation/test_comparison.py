@@ -84,6 +84,11 @@ def test_the_first_candidate_is_no_choice(generator):
         assert rows_of(choose(candidates, ["a"] * 3, 1, selection, torch.zeros(3, 5, 6))) == [0, 4, 8]
 
 
+def test_another_selection_is_refused():
+    with pytest.raises(ValueError, match="did you mean 'match'"):
+        choose(None, ["a"], 1, "macth", torch.zeros(1, 5, 6))
+
+
 def test_the_best_of_the_first_candidates_is_taken_with_all_that_was_measured(generator):
     candidates = scored(12, generator)
     chosen = choose(candidates, ["a"] * 3, 2, "best", torch.zeros(3, 5, 6))
