@@ -23,6 +23,7 @@ from cellfluxrl.data.images import ImageBatch, as_model_images
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub import CARD_NAME, push_files
+from cellfluxrl.hub_download import readable_download_errors
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.card import suite_card
 from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
@@ -547,6 +548,25 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on {own:g} um: "
                 f"resize the images by {pixel_size / own:.3g} and cut the same number of pixels, or fit another suite"
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> RewardSuite:
+        """
+        Load a suite from a folder or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or `"owner/name"` on the Hub; with
+                `subfolder="rewards"` those of a pipeline.
+            **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
+                Weights are safetensors only.
+
+        Raises:
+            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        where = (pretrained_model_name_or_path, "reward suite", kwargs.get("revision"), kwargs.get("token"))
+        with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -37,7 +37,8 @@ def push_files(
     commit_message: str,
     private: bool = False,
     token: str | None = None,
-    replaces: str = "",
+    replaces: str | Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> str:
     """
     Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
@@ -45,15 +46,18 @@ def push_files(
     After an interruption call it again: what has arrived at the Hub is not sent again.
 
     Args:
-        folder (`str` or `Path`): Where the files are; a card, `README.md`, is among them.
-        files (`Sequence[str]`): Their names, relative to the folder.
+        folder (`str` or `Path`): Where the files are.
+        files (`Sequence[str]`): Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
         repo_id (`str`): `"owner/name"`; the repository is created where there is none.
         repo_type (`str`): `"dataset"` or `"model"`.
         commit_message (`str`): One line.
         private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
         token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-        replaces (`str`, defaults to `""`): Files of the repository whose names match this pattern (as in a shell) and
-            that are not sent are removed in the same commit: they are of an earlier version.
+        replaces (`str` or `Sequence[str]`, defaults to none): Files of the repository whose names match one of these
+            patterns (as in a shell) and that are not sent are removed in the same commit: they are of an earlier
+            version.
+        texts (`Mapping[str, str]`, *optional*): Files that are not in the folder, by name; they win over those that
+            are.
 
     Returns:
         `str`: The repository's address.
@@ -67,14 +71,17 @@ def push_files(
     Example:
         >>> push_files("cells", ["README.md"], "my-lab/cells", "dataset", "A card")   # doctest: +SKIP
     """
-    folder = Path(folder)
+    folder, texts = Path(folder), texts or {}
+    patterns = [replaces] if isinstance(replaces, str) else replaces
     check_repo_id(repo_id)
-    load_card(folder / CARD_NAME, repo_type)
-    if not (token or get_token()):
-        raise PermissionError("there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN")
+    if CARD_NAME in texts:
+        card = parse_card(texts[CARD_NAME], f"the card of {folder}", repo_type)
+    else:
+        card = load_card(folder / CARD_NAME, repo_type)
+    check_token(token)
     api = HfApi(token=token)
     with readable_errors(repo_id):
-        refusal = _card_refusal(folder / CARD_NAME, repo_type)
+        refusal = _refusal(card)
     if refusal:
         raise ValueError(f"the Hub refuses {folder / CARD_NAME}: {refusal}")
     with readable_errors(repo_id):
@@ -82,27 +89,39 @@ def push_files(
         is_public = not api.repo_info(repo_id, repo_type=repo_type).private
     if private and is_public:
         raise ValueError(f"{repo_id} is there already and is public: make it private first, or choose another name")
+    additions = [CommitOperationAdd(name, folder / name) for name in files if name not in texts]
+    additions += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
     with readable_errors(repo_id):
-        present = api.list_repo_files(repo_id, repo_type=repo_type)
-        stale = [name for name in present if fnmatch(name, replaces) and name not in files]
+        present = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
+        stale = sorted(name for name in present if any(fnmatch(name, pattern) for pattern in patterns))
         # Not upload_folder, which may spread a large folder over several commits.
         api.create_commit(
             repo_id,
-            [CommitOperationAdd(name, folder / name) for name in files] + [CommitOperationDelete(n) for n in stale],
+            additions + [CommitOperationDelete(name) for name in stale],
             commit_message=commit_message,
             repo_type=repo_type,
         )
     return str(url)
 
 
-def check_repo_id(repo_id: str) -> None:
-    """Raise a `ValueError` unless a repository is named `"owner/name"`, as the Hub wants it."""
+def check_token(token: str | None = None) -> None:
+    """Raise a `PermissionError` if there is no access token, given or of `hf auth login`."""
+    if not (token or get_token()):
+        raise PermissionError("there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN")
+
+
+def is_repo_id(repo_id: str) -> bool:
+    """Whether a repository could be named so: `"owner/name"`."""
     try:
         validate_repo_id(repo_id)
-        well_formed = repo_id.count("/") == 1
     except HFValidationError:
-        well_formed = False
-    if not well_formed:
+        return False
+    return repo_id.count("/") == 1
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise a `ValueError` unless a repository is named `"owner/name"`, as the Hub wants it."""
+    if not is_repo_id(repo_id):
         raise ValueError(
             f"repository {repo_id!r} must be named 'owner/name', of letters, digits, '-', '_' and '.', at most 96"
         )
@@ -117,19 +136,29 @@ def load_card(path: Path, repo_type: str) -> RepoCard:
     """
     if not path.is_file():
         raise ValueError(f"{path} is missing: a repository needs a card")
+    return parse_card(path.read_text(encoding="utf-8"), str(path), repo_type)
+
+
+def parse_card(content: str, where: str, repo_type: str) -> RepoCard:
+    """
+    Read a card from text.
+
+    Raises:
+        ValueError: If it cannot be read or still has placeholders; `where` says which card it is.
+    """
     try:
-        card = CARDS[repo_type].load(path)
+        card = CARDS[repo_type](content)
     except Exception as error:  # of yaml, or whatever its header makes huggingface_hub do
-        raise ValueError(f"{path} cannot be read as a card: {error}") from error
+        raise ValueError(f"{where} cannot be read as a card: {error}") from error
     if placeholder := PLACEHOLDER.search(card.content):
-        raise ValueError(f"{path} still has the placeholder {placeholder[0]!r}: fill it in")
+        raise ValueError(f"{where} still has the placeholder {placeholder[0]!r}: fill it in")
     return card
 
 
-def _card_refusal(path: Path, repo_type: str) -> str | None:
+def _refusal(card: RepoCard) -> str | None:
     """What the Hub has against a card."""
     try:
-        CARDS[repo_type].load(path).validate()
+        card.validate()
     except HfHubHTTPError:
         raise
     except ValueError as error:
@@ -145,7 +174,7 @@ def readable_errors(repo_id: str) -> Iterator[None]:
     except Exception as error:  # requests, httpx and its successor share no base class
         response = _response_of(error)
         if response is None:
-            raise ConnectionError(f"the Hub cannot be reached ({_first_line(error)}); {GO_ON}") from error
+            raise ConnectionError(f"the Hub cannot be reached ({first_line(error)}); {GO_ON}") from error
         status = response.status_code
         if status == 401:
             raise PermissionError(
@@ -157,7 +186,9 @@ def readable_errors(repo_id: str) -> Iterator[None]:
                 f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
                 "check the name, and that the token has the right to write"
             ) from error
-        raise ConnectionError(f"the Hub failed with status {status} ({_first_line(error)}); {GO_ON}") from error
+        if status == 400:
+            raise ValueError(f"the Hub refuses what was sent to {repo_id}: {' '.join(str(error).split())}") from error
+        raise ConnectionError(f"the Hub failed with status {status} ({first_line(error)}); {GO_ON}") from error
 
 
 def _response_of(error: BaseException | None):
@@ -169,5 +200,6 @@ def _response_of(error: BaseException | None):
     return None
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow."""
     return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

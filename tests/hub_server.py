@@ -12,6 +12,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 import subprocess
@@ -26,7 +27,8 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
-TOKEN = "hf_loopback"
+TOKEN = "hf_loopback"  # of the owner of all repositories
+READER = "hf_reader"  # of somebody else
 LFS_SUFFIXES = (".parquet", ".png", ".safetensors", ".npz", ".bin")
 
 
@@ -79,8 +81,11 @@ class Repo:
 
     key: str
     private: bool = False
+    gated: bool = False  # its files are for those who have accepted its terms, which nobody has
+    tags: dict[str, str] = field(default_factory=dict)  # commits by name
     commits: list[Commit] = field(default_factory=list)  # of the branch main, oldest first
     blobs: dict[str, bytes] = field(default_factory=dict)  # LFS uploads by SHA-256, committed or not
+    parts: dict[tuple[str, int], bytes] = field(default_factory=dict)  # of such uploads, by number
 
     def __post_init__(self) -> None:
         self.add_commit("initial commit", {".gitattributes": File(b"*.parquet filter=lfs diff=lfs merge=lfs -text\n")})
@@ -92,7 +97,8 @@ class Repo:
     def at(self, revision: str) -> Commit | None:
         if revision in ("main", "HEAD"):
             return self.commits[-1]
-        return next((commit for commit in self.commits if commit.sha == revision), None)
+        sha = self.tags.get(revision, revision)
+        return next((commit for commit in self.commits if commit.sha == sha), None)
 
     def add_commit(self, summary: str, files: dict[str, File]) -> Commit:
         parent = self.commits[-1].sha if self.commits else None
@@ -133,10 +139,12 @@ class HubServer:
         endpoint (`str`): For HF_ENDPOINT.
         repos (`dict[str, Repo]`): By key.
         requests (`list[Request]`): Everything that was asked, in order.
+        part_size (`int`, *optional*): Bytes of the parts in which large files are taken; in one part without it.
     """
 
     def __init__(self, token: str = TOKEN):
         self.token = token
+        self.part_size: int | None = None
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.lock = threading.RLock()
@@ -169,6 +177,11 @@ class HubServer:
     def fail(self, pattern: str, **how: float) -> None:
         """Let requests fail as a [`Failure`] says: `hub.fail("PUT", cut=True, times=2)`."""
         self._failures.append(Failure(pattern, **how))
+
+    def stop_failing(self) -> None:
+        """Serve everything again."""
+        with self.lock:
+            self._failures.clear()
 
     def failure_for(self, request: str) -> Failure | None:
         with self.lock:
@@ -244,17 +257,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _repo(self, kind: str | None, repo_id: str, write: bool = False) -> Repo:
         repo = self.hub.repos.get(_key(kind, repo_id))
-        self._authorize(required=write or repo is None or repo.private, code="RepoNotFound")
-        if repo is None:
+        is_owner = self._authorize(required=write or repo is None or repo.private, code="RepoNotFound")
+        if repo is None or (repo.private and not is_owner):
             raise HubError(404, "Repository not found", "RepoNotFound")
+        if write and not is_owner:
+            raise HubError(403, "You don't have the rights to write here")
         return repo
 
-    def _authorize(self, required: bool, code: str = "") -> None:
-        given = self.headers.get("Authorization")
-        if given is None and not required:
-            return
-        if given != f"Bearer {self.hub.token}":
+    def _authorize(self, required: bool, code: str = "") -> bool:
+        """Whether it is the owner who asks."""
+        given = (self.headers.get("Authorization") or "").removeprefix("Bearer ")
+        if not given and required:
             raise HubError(401, "Invalid username or password.", code)
+        if given and given not in (self.hub.token, READER):
+            raise HubError(401, "Invalid credentials in Authorization header")
+        return given == self.hub.token
 
     def _commit(self, repo: Repo, revision: str) -> Commit:
         commit = repo.at(revision)
@@ -262,8 +279,13 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(404, f"Invalid rev id: {revision}", "RevisionNotFound")
         return commit
 
+    def whoami(self, body: bytes) -> dict:
+        name = "tester" if self._authorize(required=True) else "reader"
+        return {"type": "user", "name": name, "orgs": [], "auth": {"type": "access_token"}}
+
     def create_repo(self, body: bytes) -> object:
-        self._authorize(required=True)
+        if not self._authorize(required=True):
+            raise HubError(403, "You don't have the rights to create a model under this namespace")
         asked = json.loads(body)
         repo_id = f"{asked['organization'] or 'tester'}/{asked['name']}"
         key = _key(f"{asked.get('type', 'model')}s", repo_id)
@@ -276,8 +298,11 @@ class _Handler(BaseHTTPRequestHandler):
         return answer
 
     def validate_yaml(self, body: bytes) -> dict:
+        content = json.loads(body)["content"]
+        if not content.startswith("---"):
+            return {"errors": [], "warnings": [{"message": "empty or missing yaml metadata in repo card"}]}
         try:
-            yaml.safe_load(json.loads(body)["content"].split("---")[1])
+            yaml.safe_load(content.split("---")[1])
         except (IndexError, yaml.YAMLError) as error:
             raise HubError(400, f"no valid YAML header: {error}") from error
         return {"errors": [], "warnings": []}
@@ -298,7 +323,13 @@ class _Handler(BaseHTTPRequestHandler):
         objects = []
         for asked in json.loads(body)["objects"]:
             url = f"{self.hub.endpoint}/lfs/{repo.key}"
-            wanted = {"upload": {"href": f"{url}/{asked['oid']}"}, "verify": {"href": f"{url}/verify"}}
+            upload = {"href": f"{url}/{asked['oid']}"}
+            if self.hub.part_size and asked["size"] > self.hub.part_size:
+                count = math.ceil(asked["size"] / self.hub.part_size)
+                parts = {str(k): f"{url}/{asked['oid']}/{k}" for k in range(1, count + 1)}
+                upload = {"href": f"{url}/{asked['oid']}/complete", "header": {"chunk_size": str(self.hub.part_size)}}
+                upload["header"] |= parts
+            wanted = {"upload": upload, "verify": {"href": f"{url}/verify"}}
             objects.append({**asked, **({} if asked["oid"] in repo.blobs else {"actions": wanted})})
         return {"transfer": "basic", "objects": objects}
 
@@ -307,6 +338,15 @@ class _Handler(BaseHTTPRequestHandler):
             raise HubError(400, f"the content is not that of {oid}")
         self.hub.repos[key].blobs[oid] = body
         return {}
+
+    def put_part(self, body: bytes, key: str, oid: str, part: str) -> tuple:
+        self.hub.repos[key].parts[oid, int(part)] = body
+        return 200, {"ETag": f'"{hashlib.md5(body).hexdigest()}"'}, b""
+
+    def complete_blob(self, body: bytes, key: str, oid: str) -> dict:
+        parts = self.hub.repos[key].parts
+        content = [parts.pop((oid, part["partNumber"])) for part in json.loads(body)["parts"]]
+        return self.put_blob(b"".join(content), key, oid)
 
     def verify_blob(self, body: bytes, key: str) -> dict:
         asked = json.loads(body)
@@ -338,6 +378,12 @@ class _Handler(BaseHTTPRequestHandler):
         fixed = {"lastModified": "2024-01-01T00:00:00.000Z", "tags": [], "gated": False, "disabled": False}
         return {"id": repo_id, "sha": commit.sha, "private": repo.private, "siblings": siblings, **fixed}
 
+    def refs(self, body: bytes, kind: str, repo_id: str) -> dict:
+        repo = self._repo(kind, repo_id)
+        branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": repo.commits[-1].sha}
+        tags = [{"name": n, "ref": f"refs/tags/{n}", "targetCommit": sha} for n, sha in repo.tags.items()]
+        return {"branches": [branch], "tags": tags, "converts": []}
+
     def tree(self, body: bytes, kind: str, repo_id: str, revision: str, folder: str | None) -> list[dict]:
         files = self._commit(self._repo(kind, repo_id), revision).files
         prefix = f"{folder.strip('/')}/" if folder and folder.strip("/") else ""
@@ -364,7 +410,10 @@ class _Handler(BaseHTTPRequestHandler):
         return found + [_folder_json(path) for path in folders]
 
     def resolve(self, body: bytes, kind: str | None, repo_id: str, revision: str, path: str) -> tuple:
-        commit = self._commit(self._repo(kind, repo_id), revision)
+        repo = self._repo(kind, repo_id)
+        if repo.gated:
+            raise HubError(403, "Access to this model is restricted", "GatedRepo")
+        commit = self._commit(repo, revision)
         headers = {"X-Repo-Commit": commit.sha, "Accept-Ranges": "bytes"}
         if path not in commit.files:
             raise HubError(404, f"{path} does not exist", "EntryNotFound")
@@ -386,16 +435,20 @@ _JSON = {"Content-Type": "application/json"}
 _REPO = r"(?P<kind>models|datasets|spaces)/(?P<repo_id>[^/]+/[^/]+)"
 _PAGE = r"/(?:(?P<kind>datasets|spaces)/)?(?P<repo_id>[^/]+/[^/]+?)"
 _ROUTES = [
+    ("GET", "/api/whoami-v2", _Handler.whoami),
     ("POST", "/api/repos/create", _Handler.create_repo),
     ("POST", "/api/validate-yaml", _Handler.validate_yaml),
     ("POST", rf"/api/{_REPO}/preupload/(?P<revision>.+)", _Handler.preupload),
     ("POST", rf"/api/{_REPO}/commit/(?P<revision>.+)", _Handler.commit),
     ("POST", rf"/api/{_REPO}/paths-info/(?P<revision>.+)", _Handler.paths_info),
     ("GET", rf"/api/{_REPO}", _Handler.repo_info),
+    ("GET", rf"/api/{_REPO}/refs", _Handler.refs),
     ("GET", rf"/api/{_REPO}/revision/(?P<revision>.+)", _Handler.repo_info),
     ("GET", rf"/api/{_REPO}/tree/(?P<revision>[^/]+)(?P<folder>/.*)?", _Handler.tree),
     ("POST", rf"{_PAGE}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/lfs/(?P<key>.+)/(?P<oid>[0-9a-f]{64})", _Handler.put_blob),
+    ("PUT", r"/lfs/(?P<key>.+)/(?P<oid>[0-9a-f]{64})/(?P<part>\d+)", _Handler.put_part),
+    ("POST", r"/lfs/(?P<key>.+)/(?P<oid>[0-9a-f]{64})/complete", _Handler.complete_blob),
     ("POST", r"/lfs/(?P<key>.+)/verify", _Handler.verify_blob),
     ("GET HEAD", rf"{_PAGE}/resolve/(?P<revision>[^/]+)/(?P<path>.+)", _Handler.resolve),
 ]
@@ -426,9 +479,9 @@ for line in sys.stdin:
     print(json.dumps(answer), file=out, flush=True)
 """
 
-    def __init__(self, hub: HubServer, home: Path, token: str | None):
+    def __init__(self, hub: HubServer, home: Path, token: str | None, **variables: str):
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
-        environment = {**os.environ, **hub.environment(home, token)}
+        environment = {**os.environ, **hub.environment(home, token), **variables}
         self.process = subprocess.Popen([sys.executable, "-c", self.LOOP], env=environment, **pipes)
 
     def __call__(self, code: str, fails: bool = False) -> Any:

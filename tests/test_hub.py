@@ -169,7 +169,9 @@ def test_a_private_suite_needs_a_token(hub, owner, stranger, repo_id, saved, tmp
     np.save(tmp_path / "images.npy", np.zeros((1, 3, 16, 16), np.uint8))
     owner.push(saved, repo_id, private=True)
     assert hub.repos[repo_id].private
-    assert "OSError" in stranger.score(repo_id, tmp_path / "images.npy", [CONTROL], fails=True)
+    error = stranger.score(repo_id, tmp_path / "images.npy", [CONTROL], fails=True)
+    assert f"FileNotFoundError: there is no folder '{repo_id}' and no such reward suite on the Hub; if it is" in error
+    assert "run `hf auth login`" in error
     assert "combined" in owner.score(repo_id, tmp_path / "images.npy", [CONTROL])
 
 
