@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 RUN := $(VENV)/bin
 
-.PHONY: help demo test test-slow lint clean
+.PHONY: help demo test test-slow lint docs clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/:/'
@@ -28,5 +28,12 @@ lint: $(VENV)/.installed  ## format and lint checks
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
 
+$(VENV)/.docs: $(VENV)/.installed
+	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: $(VENV)/.docs  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(RUN)/python -m mkdocs build --strict --quiet
+
 clean:  ## remove the environment and the runs
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build

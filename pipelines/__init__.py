@@ -1,5 +1,14 @@
-from cellfluxrl.pipelines.animation import save_animation
-from cellfluxrl.pipelines.cellflux import CellFluxPipeline, CellFluxPipelineOutput
-from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
+"""From control images and a compound to images of treated cells."""
 
-__all__ = ["CellFluxPipeline", "CellFluxPipelineOutput", "CellFluxRLPipeline", "save_animation"]
+from cellfluxrl.lazy import lazy_names
+
+_PUBLIC = {
+    "CellFluxPipeline": "cellfluxrl.pipelines.cellflux",
+    "CellFluxPipelineOutput": "cellfluxrl.pipelines.cellflux",
+    "CellFluxRLPipeline": "cellfluxrl.pipelines.cellflux_rl",
+    "save_animation": "cellfluxrl.pipelines.animation",
+}
+
+__all__ = sorted(_PUBLIC)
+
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

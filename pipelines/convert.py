@@ -1,16 +1,11 @@
-"""Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
-
-    cellfluxrl convert checkpoint.pth runs/cellflux
-    cellfluxrl convert checkpoint.pth runs/cellflux --use_raw_weights --channel_names actin tubulin dna
+"""
+Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
 
 Only tensors and plain values are read: what else a pickle asks for is refused, and not executed.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,32 +100,3 @@ def _describe(unet: CellFluxUNet2DModel, preset: str | None) -> str:
     told = ("model_channels", "channel_mult", "num_res_blocks", "attention_resolutions", "condition_dim")
     shape = ", ".join(f"{name} {config[name]}" for name in told)
     return f"none of the presets, {size}: {shape}; num_heads {config.num_heads} is not visible in the weights"
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="cellfluxrl convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("checkpoint", help="file of the original CellFlux code (.pth, or .safetensors)")
-    parser.add_argument("output_dir", help="new folder for the pipeline")
-    parser.add_argument(
-        "--use_raw_weights", action="store_true", help="not their moving average; default: the average, if it has one"
-    )
-    parser.add_argument(
-        "--channel_names", nargs="+", help="what its channels show, in order; default: as CellFlux stores them"
-    )
-    parser.add_argument("--num_heads", type=int, help="attention heads, which the weights do not tell; default: 1")
-    args = parser.parse_args(argv)
-
-    config: dict[str, Any] = {}
-    if args.channel_names is not None:
-        config["channel_names"] = tuple(args.channel_names)
-    if args.num_heads is not None:
-        config["num_heads"] = args.num_heads
-    summary = convert_checkpoint(args.checkpoint, args.output_dir, use_ema=not args.use_raw_weights, config=config)
-    for what, found in summary.items():
-        print(f"{what:10}{found}")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

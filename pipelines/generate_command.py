@@ -7,7 +7,10 @@ import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from cellfluxrl.arguments import CommandParser, add_json_option
+from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
     import pandas as pd
@@ -30,6 +33,12 @@ def generate(argv: Sequence[str]) -> None:
 
     Images go to --output_dir, beside generated.parquet (control, compound, seed and rewards of each) and
     provenance.json (pipeline, settings and versions). The same command goes on where it was interrupted.
+
+    Examples:
+      cellfluxrl generate my_controls --pipeline runs/rl --compounds taxol nocodazole --output_dir generated
+      cellfluxrl generate my_cells --pipeline runs/rl --compounds_file compounds.csv --max_controls 100 \\
+          --best_of_n 4 --selection match --format parquet --output_dir generated_cells
+      cellfluxrl generate cell.png --pipeline org/name --compounds taxol --output_dir generated --json
     """
     args = _parse(argv)
     from cellfluxrl.pipelines.controls import open_controls
@@ -70,18 +79,17 @@ def generate(argv: Sequence[str]) -> None:
     table = generate_images(
         pipe, controls, treatments, conditions, settings, args.output_dir, origin, overwrite=args.overwrite
     )
-    print(_summary(table, pipe.rewards))
     places = ("images", "data", "generated.parquet", "provenance.json")
-    print("\n".join(f"saved: {path}" for path in (Path(args.output_dir, name) for name in places) if path.exists()))
+    saved = [path for path in (Path(args.output_dir, name) for name in places) if path.exists()]
+    if args.json:
+        print_json({**_result(table), "skipped": list(controls.skipped), "saved": saved})
+    else:
+        print(_summary(table, pipe.rewards))
+        print("\n".join(f"saved: {path}" for path in saved))
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cellfluxrl generate",
-        description=inspect.getdoc(generate),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl generate", inspect.getdoc(generate))
     add = parser.add_argument
     add("controls", help="folder or file of images, or a data set")
     add("--pipeline", required=True, help="folder of a pipeline, or org/name on the Hub")
@@ -103,11 +111,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--max_controls", type=int, help="take at most so many, evenly spread over all")
     add("--overwrite", action="store_true", help="delete what an earlier run has left in --output_dir")
     add("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
+    add_json_option(parser)
     return parser
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    args = _parser().parse_args(argv)
+    args = parser().parse_args(argv)
     if args.max_controls is not None and args.max_controls < 1:
         raise ValueError(f"--max_controls must be at least 1, got {args.max_controls}")
     return args
@@ -140,6 +149,20 @@ def _warn_of_skipped(skipped: Sequence[str]) -> None:
         logger.warning("%d controls cannot be used, and are skipped:\n  %s", len(skipped), named)
 
 
+def _result(table: pd.DataFrame) -> dict[str, Any]:
+    """What was generated, in numbers: by compound, the images and the mean of each reward."""
+    rewards = [name for name in table.columns if name.startswith("reward_") or name == "combined"]
+    compounds = {
+        compound: {
+            "images": len(own),
+            "rewards": {name.removeprefix("reward_"): own[name].mean() for name in rewards},
+            "within_range": own["within_range"].astype(float).mean() if rewards else None,
+        }
+        for compound, own in table.groupby("compound")
+    }
+    return {"images": len(table), "controls": table["control"].nunique(), "compounds": compounds}
+
+
 def _summary(table: pd.DataFrame, suite: RewardSuite | None) -> str:
     """What was generated of each compound and, where it was scored, how that compares with real cells."""
     lines = [f"{len(table):,} images of {table['control'].nunique():,} controls"]
@@ -151,7 +174,7 @@ def _summary(table: pd.DataFrame, suite: RewardSuite | None) -> str:
     scored.attrs["form"] = "deviation"
     inside = scored["within_range"].astype(bool).mean()
     lines.append(f"{inside:.0%} of {len(scored):,} scored images are within the range of real cells")
-    return "\n".join([*lines, "", summarize_scores(scored, suite).to_string(index=False), ""])
+    return "\n".join([*lines, "", text_table(summarize_scores(scored, suite)), ""])
 
 
 main = generate

@@ -1,4 +1,14 @@
-from cellfluxrl.rewards.suite import RewardSuite
-from cellfluxrl.rewards.terms import Observation, Reward, register_reward
+"""The biological rewards: segmentation, measurements, the seven rewards and the suite."""
 
-__all__ = ["Observation", "Reward", "RewardSuite", "register_reward"]
+from cellfluxrl.lazy import lazy_names
+
+_PUBLIC = {
+    "Observation": "cellfluxrl.rewards.terms",
+    "Reward": "cellfluxrl.rewards.terms",
+    "RewardSuite": "cellfluxrl.rewards.suite",
+    "register_reward": "cellfluxrl.rewards.terms",
+}
+
+__all__ = sorted(_PUBLIC)
+
+__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from cellfluxrl.errors import unknown_name
+from cellfluxrl.arguments import CommandParser, add_json_option, run_subcommand
+from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
     import datasets
@@ -23,11 +23,6 @@ if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
 
 logger = logging.getLogger(__name__)
 
-USAGE = """usage: cellfluxrl rewards COMMAND [options]     (cellfluxrl rewards COMMAND --help tells them)
-
-  fit       fit the rewards on real cells, for their own mechanisms of action
-  score     score images of cells, generated ones or others, beside real cells"""
-
 NAMED_SKIPPED = 10
 
 
@@ -36,9 +31,8 @@ NAMED_SKIPPED = 10
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def fit(argv: Sequence[str]) -> None:
-    """Fit statistics and weights of the rewards on real cells, print them, and save the suite with its card."""
-    parser = argparse.ArgumentParser(prog="cellfluxrl rewards fit", description=inspect.getdoc(fit))
+def fit_parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl rewards fit", inspect.getdoc(fit))
     parser.add_argument("dataset", help="folder that `cellfluxrl data build` made, or org/name on the Hub")
     parser.add_argument("--classifier", required=True, help="folder of `cellfluxrl moa`, or org/name on the Hub")
     parser.add_argument("--output_dir", required=True, help="where the suite goes")
@@ -49,7 +43,20 @@ def fit(argv: Sequence[str]) -> None:
     parser.add_argument("--pixel_size", type=float, help="width of a pixel in um; images of another are then refused")
     parser.add_argument("--split", default="train", help="which part of the data set; default: train")
     parser.add_argument("--seed", type=int, default=0, help="which real cells become the reference; default: 0")
-    args = parser.parse_args(argv)
+    add_json_option(parser)
+    return parser
+
+
+def fit(argv: Sequence[str]) -> None:
+    """
+    Fit the rewards on real cells, for their own mechanisms of action, and save the suite with its card.
+
+    Examples:
+      cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards
+      cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --segmenter watershed \\
+          --segmenter_settings nucleus_sigma=1.5 --pixel_size 0.5
+    """
+    args = fit_parser().parse_args(argv)
     settings = _parse_settings(args.segmenter_settings)
     _check_pixel_size(args.pixel_size)
     from cellfluxrl.models.moa_classifier import MoAClassifier
@@ -67,8 +74,11 @@ def fit(argv: Sequence[str]) -> None:
         seed=args.seed,
     )
     suite.save_pretrained(args.output_dir)
-    print(_describe(suite))
-    print(f"\nsaved: {args.output_dir}")
+    if args.json:
+        print_json({**_fitted(suite), "saved": [args.output_dir]})
+    else:
+        print(_describe(suite))
+        print(f"\nsaved: {args.output_dir}")
 
 
 def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
@@ -123,6 +133,25 @@ def _with_moa(cells: datasets.Dataset) -> datasets.Dataset:
     return cells.select(known)
 
 
+def _fitted(suite: RewardSuite) -> dict[str, Any]:
+    """What was fitted, in numbers: by MoA, the images and the mean and spread of each statistic."""
+    fitted = zip(suite.moas, suite.count.tolist(), suite.mean.tolist(), suite.std.tolist(), strict=True)
+    names = suite.statistic_names
+    return {
+        "moas": {
+            moa: {
+                "images": count,
+                "mean": dict(zip(names, mean, strict=True)),
+                "std": dict(zip(names, std, strict=True)),
+            }
+            for moa, count, mean, std in fitted
+            if count
+        },
+        "weights": suite.weights,
+        "separability": suite.separability(),
+    }
+
+
 def _describe(suite: RewardSuite) -> str:
     import pandas as pd
 
@@ -142,22 +171,11 @@ def _describe(suite: RewardSuite) -> str:
         [[name, f"{weight:.3f}", separability.get(name, "-")] for name, weight in suite.weights.items()],
         columns=["reward", "weight", "separability"],
     )
-    parts = ["real cells, mean ± standard deviation (moa: log-odds)", _as_text(fitted)]
+    parts = ["real cells, mean ± standard deviation (moa: log-odds)", text_table(fitted)]
     if min(counts.values()) < FEW_IMAGES:
         parts.append(f"* fewer than {FEW_IMAGES} images: shrunk towards all MoAs")
-    parts += ["", "separability: 0, alike in every MoA, to 1, tells the MoA", _as_text(rewards)]
+    parts += ["", "separability: 0, alike in every MoA, to 1, tells the MoA", text_table(rewards)]
     return "\n".join(parts)
-
-
-def _as_text(table: pd.DataFrame) -> str:
-    """Columns of text, the first to the left, the others to the right."""
-    columns = [[str(name), *table[name]] for name in table.columns]
-    widths = [max(map(len, column)) for column in columns]
-    lines = zip(*columns, strict=True)
-    return "\n".join(
-        "  " + "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True)))
-        for line in lines
-    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -165,19 +183,8 @@ def _as_text(table: pd.DataFrame) -> str:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def score(argv: Sequence[str]) -> None:
-    """
-    Score images of cells: a table of every measurement and reward, a summary, violins and a contact sheet.
-
-    IMAGES is a data set (a folder of `cellfluxrl data build`, one that was saved with save_to_disk, or org/name on the
-    Hub), a folder of images, or one file: PNG (RGB: red is the last channel, blue the first), TIFF (channels, rows,
-    columns), or .npy and .npz, also of many images.
-    """
-    parser = argparse.ArgumentParser(
-        prog="cellfluxrl rewards score",
-        description=inspect.getdoc(score),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def score_parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl rewards score", inspect.getdoc(score))
     parser.add_argument("images", help="data set, folder or file")
     parser.add_argument("--suite", required=True, help="folder of `cellfluxrl rewards fit`, or org/name on the Hub")
     parser.add_argument("--output", required=True, help="Parquet file; the pictures are put beside it")
@@ -192,9 +199,26 @@ def score(argv: Sequence[str]) -> None:
     )
     parser.add_argument("--pixel_size", type=float, help="width of a pixel in um, checked against the suite's")
     parser.add_argument("--batch_size", type=int, default=256, help="images in memory at once; default: 256")
-    args = parser.parse_args(argv)
+    add_json_option(parser)
+    return parser
+
+
+def score(argv: Sequence[str]) -> None:
+    """
+    Score images of cells, generated ones or others, beside real cells: a table, violins and a contact sheet.
+
+    IMAGES is a data set (a folder of `cellfluxrl data build`, one that was saved with save_to_disk, or org/name on the
+    Hub), a folder of images, or one file: PNG (RGB: red is the last channel, blue the first), TIFF (channels, rows,
+    columns), or .npy and .npz, also of many images.
+
+    Examples:
+      cellfluxrl rewards score generated/ --suite my_rewards --output scores.parquet
+      cellfluxrl rewards score cells.npy --moa "Eg5 inhibitors" --suite my-lab/my-rewards --output scores.parquet
+      cellfluxrl rewards score my_cells --split test --suite my_rewards --output scores.parquet --json
+    """
+    args = score_parser().parse_args(argv)
     _check_score_arguments(args)
-    from cellfluxrl.rewards.scoring import score_images, summarize_scores, write_parquet
+    from cellfluxrl.rewards.scoring import mean_scores, score_images, summarize_scores, write_parquet
     from cellfluxrl.rewards.suite import RewardSuite
 
     suite = _load(RewardSuite, args.suite, "suite")
@@ -218,7 +242,10 @@ def score(argv: Sequence[str]) -> None:
     table.attrs["suite"] = args.suite
     write_parquet(table, output)
     pictures = _draw(table, images, suite, output)
-    print(_as_text(summarize_scores(table, suite)))
+    if args.json:
+        print_json({**mean_scores(table, suite), "skipped": table.attrs["skipped"], "saved": [output, *pictures]})
+        return
+    print(text_table(summarize_scores(table, suite)))
     if args.form == "deviation":
         print("  A reward above that of real cells by more than its error is over-optimised, not a better cell.")
     _report_skipped(table.attrs["skipped"])
@@ -277,13 +304,9 @@ def _report_skipped(skipped: Sequence[str]) -> None:
 
 
 COMMANDS = {"fit": fit, "score": score}
+PARSERS = {"fit": fit_parser, "score": score_parser}
 
 
 def main(argv: Sequence[str]) -> None:
     """Run one of the commands."""
-    if not argv or argv[0] in ("-h", "--help"):
-        print(USAGE, file=sys.stdout if argv else sys.stderr)
-        raise SystemExit(0 if argv else 2)
-    if argv[0] not in COMMANDS:
-        raise unknown_name("rewards command", argv[0], COMMANDS)
-    COMMANDS[argv[0]](argv[1:])
+    run_subcommand("rewards", COMMANDS, argv)

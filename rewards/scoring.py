@@ -7,6 +7,7 @@ import os
 import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -168,6 +169,26 @@ def summarize_scores(table: pd.DataFrame, suite: RewardSuite) -> pd.DataFrame:
             real = suite.real_means(own["moa"].tolist())
             lines.append({"MoA": REAL, "images": "", **{n: f"{real[n]:.2f}" if n in real else "" for n in values}})
     return pd.DataFrame(lines)
+
+
+def mean_scores(table: pd.DataFrame, suite: RewardSuite) -> dict[str, Any]:
+    """
+    What [`summarize_scores`] tells, in numbers.
+
+    Returns:
+        `dict`: `"images"`, and by MoA under `"moas"` and over all under `"all"`: `"images"`, `"mean"` of each reward
+        and, in the deviation form, `"real"`: the mean in real cells.
+    """
+    names = {f"reward_{reward.name}": reward.name for reward in suite.rewards} | {"combined": "combined"}
+
+    def means(own: pd.DataFrame) -> dict[str, Any]:
+        described = {"images": len(own), "mean": {name: own[column].mean() for column, name in names.items()}}
+        if table.attrs.get("form") == "deviation":
+            described["real"] = suite.real_means(own["moa"].tolist())
+        return described
+
+    by_moa = {moa: means(own) for moa, own in table.groupby("moa")}
+    return {"images": len(table), "moas": by_moa, OVER_ALL: means(table)}
 
 
 def _mean_and_error(values: pd.Series) -> str:

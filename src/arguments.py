@@ -1,11 +1,20 @@
-"""Command lines from dataclasses, with a YAML file behind them: the command line wins, unknown keys are refused."""
+"""
+Command lines: parsers with examples and one-line errors, and options from dataclasses with a YAML file behind them.
+
+Nothing here imports torch, so that `--help`, completion and the report of a mistake take no time.
+"""
 
 from __future__ import annotations
 
 import argparse
+import difflib
+import inspect
+import shutil
+import sys
+import textwrap
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +23,7 @@ import yaml
 
 from cellfluxrl.errors import unknown_name
 
+METAVARS = {int: "N", float: "X", str: "TEXT"}
 SECTIONS = ("data", "pretrain", "moa", "rl", "demo")
 
 
@@ -47,7 +57,105 @@ class SharedArguments:
 T = TypeVar("T")
 
 
-def parse_arguments(cls: type[T], section: str, description: str, argv: Sequence[str] | None = None) -> T:
+class CommandParser(argparse.ArgumentParser):
+    """
+    The parser of one command: examples at the end of its help, a mistake told in one line with the nearest option.
+
+    Args:
+        prog (`str`): As it is called, e.g. `"cellfluxrl data info"`.
+        text (`str`): What the command does. What follows a line `Examples:` is put at the end of the help.
+        usage (`str`, *optional*): The first line of the help; by default it names every option.
+    """
+
+    def __init__(self, prog: str | None, text: str, usage: str | None = None):
+        description, _, examples = text.partition("\nExamples:\n")
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description="\n\n".join(filled(paragraph) for paragraph in description.strip().split("\n\n")),
+            epilog=f"examples:\n{examples}" if examples else None,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        self.add_argument(
+            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+        )
+
+    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        parsed, unknown = self.parse_known_args(args, namespace)
+        if unknown and not unknown[0].startswith("-"):
+            self.error(f"unexpected argument {unknown[0]!r}")
+        if unknown:
+            name = unknown[0].split("=")[0]
+            nearest = difflib.get_close_matches(name, self._option_string_actions, n=1)
+            self.error(f"unknown option {name!r}" + (f"; did you mean {nearest[0]!r}?" if nearest else ""))
+        return parsed
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"cellfluxrl: error: {message} ({self.prog} --help tells the options)\n")
+
+
+def filled(text: str, indent: str = "", initial: str = "") -> str:
+    """A paragraph in lines that fit the terminal."""
+    width = min(shutil.get_terminal_size().columns, 120) - 2
+    # A command is not broken at its hyphens.
+    return textwrap.fill(
+        " ".join(text.split()), width, initial_indent=initial, subsequent_indent=indent, break_on_hyphens=False
+    )
+
+
+def list_commands(commands: Mapping[str, str]) -> str:
+    """Names and what they do, in lines that fit the terminal."""
+    return "\n".join(filled(text, " " * 13, f"  {name:11}") for name, text in commands.items())
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Let a command print its result for programs instead of for people."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON, and nothing else")
+
+
+def run_subcommand(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]) -> None:
+    """
+    Run one of the commands of a group such as `cellfluxrl data`; without any, or with `--help`, list them.
+
+    Raises:
+        ValueError: For a command that is not there, with the nearest one.
+        SystemExit: After the list: 0 if it was asked for, else 2.
+    """
+    if not argv or argv[0] in ("-h", "--help"):
+        listed = list_commands({name: summary_of(command) for name, command in commands.items()})
+        usage = f"usage: cellfluxrl {group} COMMAND [options]     (cellfluxrl {group} COMMAND --help tells them)"
+        print(f"{usage}\n\n{listed}", file=sys.stdout if argv else sys.stderr)
+        raise SystemExit(0 if argv else 2)
+    if argv[0] not in commands:
+        raise unknown_name(f"{group} command", argv[0], commands)
+    commands[argv[0]](argv[1:])
+
+
+def summary_of(command: Callable[..., Any]) -> str:
+    """The first sentence of a command's docstring, as it stands in a list."""
+    first = inspect.getdoc(command).split("\n\n")[0].rstrip(".")
+    return first[0].lower() + first[1:]
+
+
+def argument_parser(cls: type, prog: str | None, text: str) -> CommandParser:
+    """The parser that has an option for each field of a dataclass, and `--config`."""
+    parser = CommandParser(prog, text, usage=f"{prog} [options]" if prog else None)
+    parser.add_argument(
+        "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file; the command line overrides it"
+    )
+    hints = typing.get_type_hints(cls)
+    for f in fields(cls):
+        default = f.default if f.default is not MISSING else f.default_factory()
+        action = parser.add_argument(f"--{f.name}", default=default, **_argparse_type(f.name, hints[f.name]))
+        # Set here, because some versions of Python would say the default of a switch twice.
+        action.help = f.metadata["help"] + ("" if default in (None, []) else f" (default: {default})")
+    return parser
+
+
+def parse_arguments(
+    cls: type[T], section: str, description: str, argv: Sequence[str] | None = None, prog: str | None = None
+) -> T:
     """
     Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of precedence.
 
@@ -57,30 +165,22 @@ def parse_arguments(cls: type[T], section: str, description: str, argv: Sequence
     Raises:
         ValueError: For a key of the YAML file that is not known, with the nearest match.
     """
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False
-    )
-    parser.add_argument("--config", default=argparse.SUPPRESS, help="YAML file; the command line overrides it")
-    hints = typing.get_type_hints(cls)
-    for f in fields(cls):
-        default = f.default if f.default is not MISSING else f.default_factory()
-        parser.add_argument(f"--{f.name}", default=default, help=f.metadata["help"], **_argparse_type(hints[f.name]))
+    parser = argument_parser(cls, prog, description)
     known, _ = parser.parse_known_args(argv)
     if "config" in known:
         parser.set_defaults(**_read_yaml(Path(known.config), cls, section))
     values = vars(parser.parse_args(argv))
-    values.pop("config", None)
-    return cls(**values)
+    return cls(**{f.name: values[f.name] for f in fields(cls)})
 
 
-def _argparse_type(hint: Any) -> dict[str, Any]:
+def _argparse_type(name: str, hint: Any) -> dict[str, Any]:
     if isinstance(hint, types.UnionType):
         hint = next(h for h in typing.get_args(hint) if h is not type(None))
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is list:
-        return {"nargs": "*", "type": typing.get_args(hint)[0]}
-    return {"type": hint}
+        return {"nargs": "*", "type": typing.get_args(hint)[0], "metavar": "TEXT"}
+    return {"type": hint, "metavar": "DIR" if name.endswith("_dir") else METAVARS[hint]}
 
 
 def _read_yaml(path: Path, cls: type, section: str) -> dict[str, Any]:

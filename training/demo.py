@@ -1,11 +1,4 @@
-"""The whole chain: data, base, classifiers, rewards, post-training, evaluation, report.
-
-    cellfluxrl demo                                   simulated cells, from the base that ships with the package
-    cellfluxrl demo --data_dir DIR                    real BBBC021 crops, one PLATE.npz a plate
-
-Ends with a table, PNG grids and report.html in --output_dir, and a pipeline that
-CellFluxRLPipeline.from_pretrained loads. Run it again to go on where it was interrupted.
-"""
+"""The whole chain: data, base, classifiers, rewards, post-training, evaluation, report; `--help` has examples."""
 
 from __future__ import annotations
 
@@ -25,7 +18,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from cellfluxrl.arguments import SharedArguments, option, parse_arguments
+from cellfluxrl.arguments import SharedArguments, parse_arguments
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.pairs import ControlTreatedPairs, images_to_tensor
 from cellfluxrl.evaluation.comparison import (
@@ -47,18 +40,11 @@ from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa, pretrain, rl
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
+from cellfluxrl.training.demo_command import DemoArguments, main
 
-CONFIGS = files("cellfluxrl.training") / "configs"
 SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
 CANDIDATES = 4
 STAGE_FOLDERS = ("base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline")
-
-
-@dataclass
-class DemoArguments(SharedArguments):
-    output_dir: str = option("runs/demo", "where the results go")
-    eval_controls: int = option(320, "held-out controls that are evaluated, each with 4 samples of each model")
-    overwrite: bool = option(False, "start again even if --output_dir holds a demo with other settings")
 
 
 T = TypeVar("T", bound=SharedArguments)
@@ -96,7 +82,8 @@ def claim_output_dir(args: DemoArguments, config: str) -> None:
         FileExistsError: If the folder holds a demo with other settings.
     """
     marker = Path(args.output_dir) / "settings.json"
-    settings = {key: value for key, value in asdict(args).items() if key not in ("overwrite", "output_dir", "cpu")}
+    no_setting = ("overwrite", "output_dir", "cpu", "json")
+    settings = {key: value for key, value in asdict(args).items() if key not in no_setting}
     settings["config"] = Path(config).read_text()
     if marker.is_file() and json.loads(marker.read_text()) != settings:
         if not args.overwrite:
@@ -322,7 +309,7 @@ def draw_pictures(
 
 
 def run(args: DemoArguments, config: str) -> Evaluation:
-    """Run all stages; see the module's docstring."""
+    """Run all stages; see [`DemoArguments`]."""
     started = time.perf_counter()
     folder, stages = Path(args.output_dir), Stages()
     accelerator = make_accelerator(args)
@@ -390,15 +377,6 @@ def run(args: DemoArguments, config: str) -> Evaluation:
         f"\n{stages.seconds['total']:.0f} s in all; report: {folder / 'report.html'}; pipeline: {folder / 'pipeline'}"
     )
     return evaluation
-
-
-def main(argv: Sequence[str] | None = None) -> None:
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if "--config" not in argv:
-        name = "bbbc021.yaml" if any(a.split("=")[0] == "--data_dir" for a in argv) else "simulated.yaml"
-        argv = ["--config", str(CONFIGS / name), *argv]
-    config = argv[argv.index("--config") + 1]
-    run(parse_arguments(DemoArguments, "demo", __doc__, argv), config)
 
 
 if __name__ == "__main__":

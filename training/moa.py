@@ -1,12 +1,4 @@
-"""Train a classifier of the mechanism of action, calibrate it, and report its accuracy and calibration.
-
-Calibration takes a training plate that the network does not see; the report takes the test plates.
-
-    accelerate launch training/moa.py --config training/configs/simulated.yaml
-    accelerate launch training/moa.py --config training/configs/simulated.yaml --seed 101 --width 24
-
-Writes the classifier (`MoAClassifier.from_pretrained`), metrics.json and log.jsonl.
-"""
+"""Train, calibrate and report a classifier of the mechanism of action; `--help` has examples."""
 
 from __future__ import annotations
 
@@ -15,7 +7,6 @@ import logging
 import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +19,17 @@ from accelerate import Accelerator
 from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
-from cellfluxrl.arguments import SharedArguments, option, parse_arguments
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor, random_dihedral
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.evaluation.metrics import bootstrap_error
+from cellfluxrl.hub_arguments import hub_repository, publish_run
 from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration_error
 from cellfluxrl.seeding import seeded_generator
+from cellfluxrl.terminal import print_json
 from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
+from cellfluxrl.training.moa_command import MoAArguments, parse
+from cellfluxrl.training_record import write_record
 
 logger = logging.getLogger(__name__)
 
@@ -44,18 +38,6 @@ logger = logging.getLogger(__name__)
 GAIN_STD, OFFSET_STD = 0.12, 0.03
 NOISE_STD = 0.06
 SHIFT = 1 / 12
-
-
-@dataclass
-class MoAArguments(SharedArguments):
-    width: int = option(16, "channels of the network at half its image size")
-    network_image_size: int = option(48, "height and width to which the network resamples the crops")
-    train_batch_size: int = option(64, "cells a step and process")
-    max_train_steps: int = option(1000, "optimisation steps")
-    learning_rate: float = option(5e-3, "peak of the one-cycle schedule")
-    weight_decay: float = option(0.01, "of AdamW")
-    validation_share: float = option(0.1, "share of the training cells kept for calibration if no plate can be")
-    log_steps: int = option(10, "steps between lines of log.jsonl")
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
@@ -241,8 +223,10 @@ def train(
     if accelerator.is_main_process:
         classifier.save_pretrained(args.output_dir)
         (Path(args.output_dir) / "metrics.json").write_text(json.dumps(metrics, indent=2))
-        print(f"calibrated on {held_source}, {describe(metrics['calibration'])}; temperature {temperature:.2f}")
-        print(f"held-out plates, {describe(metrics)}")
+        write_record(args.output_dir, "moa", args, cells)
+        if not args.json:
+            print(f"calibrated on {held_source}, {describe(metrics['calibration'])}; temperature {temperature:.2f}")
+            print(f"held-out plates, {describe(metrics)}")
     accelerator.wait_for_everyone()
     return classifier, metrics
 
@@ -297,11 +281,20 @@ def _optimise(
     return accelerator.unwrap_model(model, keep_fp32_wrapper=False).eval()
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(MoAArguments, "moa", __doc__, argv)
+def launch(args: MoAArguments) -> None:
+    """Train in as many processes as `accelerate` has started, and print how good the classifier is."""
+    repo_id = hub_repository(args)
     accelerator = make_accelerator(args, tensorboard=True)
-    train(args, accelerator)
+    _, metrics = train(args, accelerator)
+    if repo_id and accelerator.is_main_process:
+        publish_run(args, repo_id)
+    if args.json and accelerator.is_main_process:
+        print_json(metrics)
     accelerator.end_training()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    launch(parse(argv))
 
 
 if __name__ == "__main__":

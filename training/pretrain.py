@@ -1,10 +1,4 @@
-"""Pretrain the velocity network by flow matching from control to treated cells.
-
-    accelerate launch training/pretrain.py --config training/configs/simulated.yaml
-    accelerate launch -m cellfluxrl.training.pretrain --dataset_name crops --data_dir crops --output_dir runs/base
-
-Writes a pipeline that `CellFluxPipeline.from_pretrained` loads (EMA weights), checkpoints, and log.jsonl.
-"""
+"""Pretrain the velocity network by flow matching from control to treated cells; `--help` has examples."""
 
 from __future__ import annotations
 
@@ -13,6 +7,7 @@ import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import datasets
@@ -22,7 +17,6 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cellfluxrl.arguments import SharedArguments, option, parse_arguments
 from cellfluxrl.averaging import frozen_copy, update_average
 from cellfluxrl.checkpoints import (
     find_checkpoint,
@@ -33,40 +27,18 @@ from cellfluxrl.checkpoints import (
 )
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch
 from cellfluxrl.evaluation.condition_use import condition_use
+from cellfluxrl.hub_arguments import hub_repository, publish_run
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.common import Log, conditions_of, encoder_of, load_cells, make_accelerator
+from cellfluxrl.training.pretrain_command import PretrainArguments, parse
+from cellfluxrl.training.rl_samples import save_sample_grid
+from cellfluxrl.training_record import write_record
 
-
-@dataclass
-class PretrainArguments(SharedArguments):
-    preset: str = option("small", "preset of CellFluxUNet2DModel")
-    pretrained_model_name_or_path: str | None = option(None, "a pipeline to go on from, instead of a new network")
-    train_batch_size: int = option(32, "pairs a step and process")
-    dataloader_num_workers: int = option(0, "processes that read ahead; 0: the training process reads")
-    max_train_steps: int = option(1000, "optimisation steps")
-    learning_rate: float = option(1e-3, "peak rate; it falls to zero along a cosine")
-    lr_warmup_steps: int = option(50, "steps over which the rate rises from zero")
-    weight_decay: float = option(0.01, "of AdamW")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    ema_decay: float = option(0.99, "decay of the averaged weights, which are what is saved")
-    condition_norm: str | None = option(None, "'log1p', 'unit_rms' or both as 'log1p_unit_rms'; CellFlux has none")
-    log_dose: bool = option(False, "condition on log10 of the concentration, too")
-    condition_dropout: float = option(0.2, "probability, per sample, of training without the compound")
-    source_noise: str = option("band_limited", "'white' as CellFlux, or 'band_limited'")
-    source_noise_scale: float = option(0.7, "standard deviation of the source noise, images being in [-1, 1]")
-    source_noise_probability: float = option(
-        1.0, "probability, per sample, that the control gets noise (CellFlux: 0.5)"
-    )
-    solver: str = option("exponential_ab2", "of the saved pipeline, see docs/schedulers.md")
-    time_grid: str = option("uniform", "of the saved pipeline: 'uniform' or 'edm'")
-    log_steps: int = option(10, "steps between lines of log.jsonl")
-    checkpointing_steps: int = option(500, "steps between checkpoints")
-    checkpoints_total_limit: int = option(2, "checkpoints that are kept")
-    resume_from_checkpoint: str | None = option(None, "'latest', or the folder of a checkpoint")
+GRID_CONTROLS = 8  # columns of samples.png
 
 
 @dataclass(frozen=True)
@@ -226,6 +198,15 @@ class Pretrainer:
         velocity = batch.target - batch.source
         return condition_use(self.average, batch.sample, batch.time, batch.condition, velocity, generator)
 
+    def save_samples(self) -> None:
+        """Write samples.png: controls, and what the averaged network makes of them."""
+        generator = seeded_generator(self.args.seed, "pictures")
+        pairs = self.pairs.draw(GRID_CONTROLS, generator)
+        noise = self.scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
+        path = Path(self.args.output_dir) / "samples.png"
+        conditions = self.conditions[pairs.condition]
+        save_sample_grid(self.average, self.scheduler, pairs.control, conditions, noise, path, num_inference_steps=10)
+
     def state_tensors(self) -> dict[str, dict[str, torch.Tensor]]:
         """Everything that [`load_state`] needs besides the schedule's state, as named groups of tensors."""
         return {
@@ -306,15 +287,24 @@ def train(
     if accelerator.is_main_process:
         log.write(args.max_train_steps, trainer.condition_use())
         pipeline.save_pretrained(args.output_dir)
+        trainer.save_samples()
+        write_record(args.output_dir, "pretrain", args, cells)
     accelerator.wait_for_everyone()
     return pipeline
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(PretrainArguments, "pretrain", __doc__, argv)
+def launch(args: PretrainArguments) -> None:
+    """Train in as many processes as `accelerate` has started."""
+    repo_id = hub_repository(args)
     accelerator = make_accelerator(args, tensorboard=True)
     train(args, accelerator)
+    if repo_id and accelerator.is_main_process:
+        publish_run(args, repo_id)
     accelerator.end_training()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    launch(parse(argv))
 
 
 if __name__ == "__main__":

@@ -1,12 +1,4 @@
-"""Post-train a pretrained pipeline with the biological rewards (DiffusionNFT, or another --objective).
-
-    accelerate launch training/rl.py --config training/configs/rl_bbbc021.yaml
-    accelerate launch --multi_gpu --num_processes 2 training/rl.py --config training/configs/simulated.yaml --cpu
-
-Needs a pipeline from training/pretrain.py and a classifier from training/moa.py, or a fitted reward suite. Writes a
-pipeline that `CellFluxRLPipeline.from_pretrained` loads (averaged weights), checkpoints, and log.jsonl. Ctrl-C saves a
-checkpoint at the end of the running iteration.
-"""
+"""Post-train a pretrained pipeline with the biological rewards; `--help` has examples."""
 
 from __future__ import annotations
 
@@ -15,7 +7,6 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +15,11 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cellfluxrl.arguments import SharedArguments, option, parse_arguments
 from cellfluxrl.averaging import frozen_copy
 from cellfluxrl.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.hub_arguments import hub_repository, publish_run
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
@@ -42,72 +33,12 @@ from cellfluxrl.rl.settings import RLSettings
 from cellfluxrl.rl.trainer import RLTrainer
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.training.common import Log, conditions_of, load_labelled_cells, make_accelerator
+from cellfluxrl.training.rl_command import RLArguments, parse
 from cellfluxrl.training.rl_task import TIME_SAMPLINGS, CellTask, parse_reward_weights, with_weights
 from cellfluxrl.training.rl_watch import make_monitor, save_samples, watch
+from cellfluxrl.training_record import write_record
 
 GROUP_BY = ("control", "condition")
-
-
-@dataclass
-class RLArguments(SharedArguments):
-    pretrained_model_name_or_path: str | None = option(None, "the pretrained pipeline")
-    classifier: str | None = option(None, "folder of the MoA classifier that the reward suite is fitted with")
-    rewards: str | None = option(None, "folder of a fitted reward suite, instead of --classifier")
-    reward_form: str = option("energy", "'energy' (real cells are the optimum) or 'deviation' (the paper's)")
-    reward_weights: str | None = option(
-        None, "as moa=2,roundness=1: weights of the rewards, the others count nothing; default: those of the suite"
-    )
-    objective: str = option(
-        "nft", "'nft', 'rwr' (reward-weighted regression), 'best_of_n' (distillation) or 'dpo' (best against worst)"
-    )
-    conditions_per_step: int = option(2, "conditions (plate, compound, concentration) an iteration")
-    controls_per_condition: int = option(4, "controls of each condition an iteration")
-    rollouts_per_control: int = option(8, "rollouts of each control, with different noise")
-    group_by: str = option("control", "rollouts that share a baseline: those of one 'control', or of one 'condition'")
-    max_train_steps: int = option(100, "iterations of rollouts, scores and updates")
-    num_inference_steps: int = option(6, "steps of the solver in rollouts")
-    time_sampling: str = option(
-        "continuous", "training times: 'continuous' as in pretraining, or 'discrete': the solver's"
-    )
-    inner_steps: int = option(2, "optimiser steps an iteration, each with fresh sources and times")
-    train_batch_size: int = option(32, "rollouts that go through the network at a time, in each process")
-    learning_rate: float = option(1e-4, "of AdamW, after the warm-up")
-    lr_warmup_steps: int = option(10, "optimiser steps over which the rate rises from zero")
-    weight_decay: float = option(0.0, "of AdamW")
-    max_grad_norm: float = option(1.0, "gradients are clipped to this norm")
-    use_lora: bool = option(False, "train low-rank adapters instead of all weights; needs peft")
-    lora_rank: int = option(16, "rank of the adapters")
-    gradient_checkpointing: bool = option(False, "compute activations twice instead of keeping them")
-    mixing_weight: float = option(
-        1.0, "of the trained policy in the implicit positive and negative ones (beta of nft)"
-    )
-    temperature: float = option(1.0, "of rwr, in standard deviations of the reward")
-    dpo_beta: float = option(100.0, "of dpo: how strongly preferences are held to the pretrained velocity")
-    kl_weight: float = option(
-        0.1, "of the squared distance to the pretrained velocity; with --kl_target the first one"
-    )
-    kl_target: float = option(0.0, "adapt the KL weight to keep distance_to_base of the log here; 0: do not")
-    advantage_std: str = option("global", "what advantages are divided by: 'global', 'group' or 'per_reward'")
-    advantage_clip: float = option(2.0, "advantages of this many standard deviations give r = 0 or 1")
-    old_decay_rate: float = option(0.005, "the decay of the sampling policy grows by this much an iteration ...")
-    old_decay_max: float = option(0.7, "... up to this")
-    ema_decay: float = option(0.95, "decay of the averaged weights, which are what is saved")
-    curriculum: list[dict] | None = option(
-        None, "in the YAML file: a list of {from_step, learning_rate, kl_weight, kl_target, reward_weights}"
-    )
-    shuffle_rewards: bool = option(False, "give each rollout the reward of a random other one: a control experiment")
-    reward_workers: int | None = option(
-        None, "processes that measure rollouts beside sampling; default: 2 beside a GPU, else none"
-    )
-    reward_timeout: float = option(60.0, "seconds that such a process may take for 32 images")
-    diversity_share: float = option(0.95, "warn when diversity falls under this share of the base's")
-    stop_on_overoptimisation: bool = option(
-        False, "stop, with a checkpoint and the pipeline, at the first such warning or when a reward passes real cells"
-    )
-    sample_steps: int = option(25, "iterations between pictures of fixed controls in samples/; 0: none")
-    checkpointing_steps: int = option(25, "iterations between checkpoints")
-    checkpoints_total_limit: int = option(2, "checkpoints that are kept")
-    resume_from_checkpoint: str | None = option(None, "'latest', or the folder of a checkpoint")
 
 
 def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
@@ -314,12 +245,14 @@ def train(
     )
     if accelerator.is_main_process:
         trained.save_pretrained(Path(args.output_dir))
+        write_record(args.output_dir, "rl", args, cells)
     accelerator.wait_for_everyone()
     return trained
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_arguments(RLArguments, "rl", __doc__, argv)
+def launch(args: RLArguments) -> None:
+    """Post-train in as many processes as `accelerate` has started; an interrupted run exits with status 130."""
+    repo_id = hub_repository(args)
     accelerator = make_accelerator(args, tensorboard=True)
     try:
         train(args, accelerator)
@@ -327,7 +260,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         accelerator.print(f"\n{interrupted}", file=sys.stderr)
         accelerator.end_training()
         sys.exit(130)
+    if repo_id and accelerator.is_main_process:
+        publish_run(args, repo_id)
     accelerator.end_training()
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    launch(parse(argv))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.seeding import numpy_generator
+from cellfluxrl.terminal import text_table
 
 REPORT_NAME = "build_report.json"
 COUNT_KEYS = ["split", "plate", "compound", "concentration", "moa"]
@@ -163,17 +164,7 @@ def problems_of(report: dict) -> pd.DataFrame:
 
 
 def _as_text(title: str, table: pd.DataFrame) -> str:
-    """Columns aligned, text to the left and numbers to the right."""
-    if table.empty:
-        return f"{title}: none"
-    columns = []
-    for name in table.columns:
-        is_number = pd.api.types.is_numeric_dtype(table[name])
-        texts = [str(name), *(f"{value:,}" if is_number else (str(value) or "-") for value in table[name])]
-        width = max(map(len, texts))
-        columns.append([text.rjust(width) if is_number else text.ljust(width) for text in texts])
-    lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    return "\n".join([title, *(f"  {line}" for line in lines)])
+    return f"{title}: none" if table.empty else f"{title}\n{text_table(table)}"
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import inspect
+import json
 import logging
 import shutil
 import time
@@ -15,7 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cellfluxrl import __version__
+from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
     import datasets
@@ -42,6 +45,12 @@ def evaluate(argv: Sequence[str]) -> None:
     Writes report.html, results.json, tables (CSV) and pictures (PNG). Generated cells and measurements are kept in
     --output_dir: the same command goes on where it was interrupted. DATASET is a folder of `cellfluxrl data build`,
     org/name on the Hub, 'simulated', or 'crops' with --data_dir.
+
+    Examples:
+      cellfluxrl evaluate runs/rl my_cells --judge runs/judge --output_dir runs/evaluation
+      cellfluxrl evaluate runs/rl my_cells --against runs/base --judge runs/judge --best_of_n 1 2 4 8 \\
+          --output_dir runs/rl_against_base
+      cellfluxrl evaluate org/name simulated --output_dir runs/evaluation --json
     """
     args = _parse(argv)
     from cellfluxrl.evaluation.evaluate import evaluate as evaluate_images
@@ -80,7 +89,7 @@ def evaluate(argv: Sequence[str]) -> None:
             f"{len(few)} compounds have fewer than 5 cells in the sample or the reference, so that their effects are "
             f"not known: {', '.join(few)}."
         )
-    settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite", "cpu")}
+    settings = {k: v for k, v in vars(args).items() if k not in ("output_dir", "overwrite", "cpu", "json")}
     settings |= {"cells": len(held_out.table), "real cells to compare with": len(held_out.reference_table)}
     settings |= {f"weights of {name}": weights_hash(p.unet) for name, p in pipelines.items()}
     settings["cellfluxrl"] = __version__
@@ -88,19 +97,18 @@ def evaluate(argv: Sequence[str]) -> None:
     pictures = draw_all(folder / "plots", images, results, suite, trajectories)
     title = " against ".join(pipelines) + f" on {args.dataset}"
     write_evaluation_report(folder / "report.html", title, results, pictures, settings)
+    saved = [folder / "report.html", *written, folder / "plots"]
+    if args.json:
+        print_json({**json.loads((folder / "results.json").read_text(encoding="utf-8")), "saved": saved})
+        return
     print(_text_table(results))
     print("\n".join(f"- {sentence}" for sentence in findings(results)))
     print(f"\n{generated - started:.0f} s to generate, {time.perf_counter() - generated:.0f} s to evaluate")
-    print("\n".join(f"saved: {path}" for path in (folder / "report.html", *written, folder / "plots")))
+    print("\n".join(f"saved: {path}" for path in saved))
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="cellfluxrl evaluate",
-        description=inspect.getdoc(evaluate),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+def parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl evaluate", inspect.getdoc(evaluate))
     add = parser.add_argument
     add("pipeline", help="folder of a pipeline, or org/name on the Hub")
     add("dataset", help="folder of a built data set, org/name on the Hub, 'simulated', or 'crops' with --data_dir")
@@ -124,7 +132,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--seed", type=int, default=0, help="which cells, which noise, and all resampling; default: 0")
     add("--overwrite", action="store_true", help="generate and measure again, whatever --output_dir holds")
     add("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
-    args = parser.parse_args(argv)
+    add_json_option(parser)
+    return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    args = parser().parse_args(argv)
     if args.best_of_n and min(args.best_of_n) < 1:
         raise ValueError(f"--best_of_n must be at least 1, got {min(args.best_of_n)}")
     if args.num is not None and args.num < 1:
@@ -398,7 +411,8 @@ def _text_table(results: Results) -> str:
         row: {c: " ".join(format_interval(values[c])).strip() for c in results.columns if c in values}
         for row, values in results.rows.items()
     }
-    return pd.DataFrame(lines).reindex(list(results.columns)).fillna("–").to_string()
+    table = pd.DataFrame(lines).reindex(list(results.columns)).fillna("–")
+    return text_table(table.rename_axis("").reset_index())
 
 
 main = evaluate

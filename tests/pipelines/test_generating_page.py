@@ -84,5 +84,5 @@ def test_every_choice_and_search_is_on_the_page() -> None:
 
 def test_the_page_names_only_options_that_exist() -> None:
     named = set(re.findall(r"--(\w+)", PAGE.split("## From the command line")[1]))
-    own = {action.dest for action in generate_command._parser()._actions}
+    own = {action.dest for action in generate_command.parser()._actions}
     assert named - {"suite", "output"} <= own
