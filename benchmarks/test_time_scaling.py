@@ -5,8 +5,8 @@ OMP_NUM_THREADS=1 python benchmarks/test_time_scaling.py --pipeline DIR --judge 
 
 For each seed (other held-out controls, other noise) and each N the chosen images are compared with held-out treated
 cells that are neither those of the rewards nor those of the row "real treated". Every row of one N has cost the same.
-Prints a table for each N, mean ± standard error over the seeds, and writes results.json; a seed that is done, in
-seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns over the
+Prints a table for each N, mean ± standard error over the seeds, and writes results.json and curves.png; a seed that is
+done, in seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns over the
 seeds. A pipeline without rewards gets a suite that is fitted on the training plates, with a classifier that is trained
 first (or --classifier).
 """
@@ -25,8 +25,10 @@ import datasets
 import numpy as np
 import torch
 from accelerate import Accelerator
+from matplotlib.figure import Figure
 
 from cellfluxrl import CellFluxRLPipeline, ControlTreatedPairs, MoAClassifier, RewardSuite
+from cellfluxrl.evaluation.figures import COLORS, DOTS_PER_INCH, styled
 from cellfluxrl.evaluation.metrics import frechet_distance, image_features, mean_wasserstein, relative_spread
 from cellfluxrl.evaluation.report import format_table
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
@@ -47,6 +49,12 @@ COLUMNS = {
     "judge": "probability of the true mechanism by the independent classifier (--judge)",
     "frechet_judge": "Frechet distance on its features",
     "spread_judge": "spread of its features over that of real cells; 1 is right",
+}
+TITLES = {
+    "combined": "combined reward",
+    "wasserstein": "Wasserstein distance of the statistics",
+    "frechet_judge": "Frechet distance, independent classifier",
+    "spread_judge": "spread over real cells', its features",
 }
 SHAPES = slice(0, 5)  # of the statistics: without the logit of the rewards' own classifier
 
@@ -158,6 +166,28 @@ def summary(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, t
     return {row: {c: of([seed[row][c] for seed in by_seed]) for c in columns} for row, columns in first.items()}
 
 
+def draw(path: Path, rows: dict[str, dict[str, tuple[float, float]]], columns: list[str]) -> None:
+    """Each way against N, which is what it costs; the band is of real cells."""
+    figure = Figure(figsize=(3.6 * len(columns), 3.6), layout="constrained", dpi=DOTS_PER_INCH)
+    ways = [*SELECTIONS, *SEARCHES]
+    for panel, (column, axes) in enumerate(zip(columns, np.atleast_1d(figure.subplots(1, len(columns))), strict=True)):
+        mean, error = rows["real treated"][column]
+        styled(axes).axhspan(mean - error, mean + error, color="#888888", alpha=0.25, linewidth=0)
+        axes.axhline(mean, color="#555555", linewidth=1.2, label="real cells")
+        for way, color in zip(ways, COLORS, strict=False):
+            points = {1: rows["1"][column]} if "1" in rows else {}
+            points |= {int(k.split(",")[0]): v[column] for k, v in rows.items() if k.endswith(f", {way}")}
+            values, errors = np.transpose(list(points.values()))
+            axes.errorbar(list(points), values, errors, color=color, marker="o", ms=4, capsize=2, lw=1.2, label=way)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("N samples of each control, or as many evaluations")
+        axes.set_title(TITLES[column], fontsize=9)
+        if panel == 0:
+            axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
 def load(
     arguments: argparse.Namespace,
 ) -> tuple[list[CellFluxRLPipeline], Accelerator, MoAClassifier | None, datasets.DatasetDict]:
@@ -240,6 +270,7 @@ def main() -> None:
             print(format_table(shown, part))
     for name in columns:
         print(f"{name}: {COLUMNS[name]}")
+    draw(Path(arguments.output_dir) / "curves.png", rows, [name for name in TITLES if name in columns])
     results = {"settings": vars(arguments), "evaluations_a_sample": cost, "summary": rows, "seeds": by_seed}
     (Path(arguments.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
 
