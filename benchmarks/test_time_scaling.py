@@ -6,9 +6,9 @@ OMP_NUM_THREADS=1 python benchmarks/test_time_scaling.py --pipeline DIR --judge 
 For each seed (other held-out controls, other noise) and each N the chosen images are compared with held-out treated
 cells that are neither those of the rewards nor those of the row "real treated". Every row of one N has cost the same.
 Prints a table for each N, mean ± standard error over the seeds, and writes results.json and curves.png; a seed that is
-done, in seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns over the
-seeds. A pipeline without rewards gets a suite that is fitted on the training plates, with a classifier that is trained
-first (or --classifier).
+done, in seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns
+over the seeds. A pipeline without rewards gets a suite that is fitted on the training plates, with a classifier that
+is trained first (or --classifier).
 """
 
 from __future__ import annotations
