@@ -1,7 +1,7 @@
 """Where an iteration of post-training spends its time, what it takes against K and image size, and its memory.
 
     OMP_NUM_THREADS=2 python benchmarks/rl_iteration.py                    # about 6 minutes
-    OMP_NUM_THREADS=2 python benchmarks/rl_iteration.py --published        # the 56 M network, 96 x 96, 3 iterations
+    OMP_NUM_THREADS=2 python benchmarks/rl_iteration.py --published        # the 56 M network, 3 iterations
 
 Simulated cells; the shipped base (2.3 M), also for crops larger than the 48 x 48 that it was trained on, and the
 published network with random weights; an untrained classifier, which takes as long as any. K is the number of rollouts
@@ -134,8 +134,8 @@ def main() -> None:
     print("| | an iteration | sampling | rewards | update |\n| --- | --- | --- | --- | --- |")
     if args.published:
         few = {"controls": 2, "rollouts": 2, "train_batch_size": 4, "iterations": 3}
-        result = in_own_process(preset="bbbc021", image_size=96, **few)
-        print(row("56 M, 96x96, 4 rollouts", result))
+        result = in_own_process(preset="bbbc021", image_size=args.image_size, **few)
+        print(row(f"56 M, {args.image_size}x{args.image_size}, 4 rollouts", result))
         print(
             f"\nweights {result['weights_mb']:.0f} MB; the trainer holds {result['copies']:.2f} times as much "
             f"beside the pipeline, and its optimiser {result['optimizer']:.2f} times as much"

@@ -5,8 +5,10 @@ OMP_NUM_THREADS=1 python benchmarks/test_time_scaling.py --pipeline DIR --judge 
 
 For each seed (other held-out controls, other noise) and each N the chosen images are compared with held-out treated
 cells that are neither those of the rewards nor those of the row "real treated". Every row of one N has cost the same.
-Prints a table for each N, mean ± standard error over the seeds, and writes results.json. A pipeline without rewards
-gets a suite that is fitted on the training plates, with a classifier that is trained first (or --classifier).
+Prints a table for each N, mean ± standard error over the seeds, and writes results.json and curves.png; a seed that is
+done, in seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns
+over the seeds. A pipeline without rewards gets a suite that is fitted on the training plates, with a classifier that
+is trained first (or --classifier).
 """
 
 from __future__ import annotations
@@ -22,8 +24,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import torch
+from accelerate import Accelerator
+from matplotlib.figure import Figure
 
 from cellfluxrl import CellFluxRLPipeline, ControlTreatedPairs, MoAClassifier, RewardSuite
+from cellfluxrl.evaluation.figures import COLORS, DOTS_PER_INCH, styled
 from cellfluxrl.evaluation.metrics import frechet_distance, image_features, mean_wasserstein, relative_spread
 from cellfluxrl.evaluation.report import format_table
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
@@ -44,6 +49,12 @@ COLUMNS = {
     "judge": "probability of the true mechanism by the independent classifier (--judge)",
     "frechet_judge": "Frechet distance on its features",
     "spread_judge": "spread of its features over that of real cells; 1 is right",
+}
+TITLES = {
+    "combined": "combined reward",
+    "wasserstein": "Wasserstein distance of the statistics",
+    "frechet_judge": "Frechet distance, independent classifier",
+    "spread_judge": "spread over real cells', its features",
 }
 SHAPES = slice(0, 5)  # of the statistics: without the logit of the rewards' own classifier
 
@@ -104,6 +115,7 @@ def measures(seen: Seen, real: Seen) -> dict[str, float]:
 
 def rows_of_one_seed(
     pipe: CellFluxRLPipeline,
+    accelerator: Accelerator,
     judge: MoAClassifier | None,
     cells: HeldOut,
     numbers: list[int],
@@ -120,7 +132,8 @@ def rows_of_one_seed(
 
     def generate(**way) -> torch.Tensor:
         generator = seeded_generator(seed, "test-time scaling")
-        return pipe(cells.controls, moa=cells.moa, generator=generator, **settings, **way).images
+        with accelerator.autocast():
+            return pipe(cells.controls, moa=cells.moa, generator=generator, **settings, **way).images.float()
 
     most = max(numbers)
     candidates = look(generate(num_images_per_control=most), cells.moa, suite, judge)
@@ -153,8 +166,32 @@ def summary(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, t
     return {row: {c: of([seed[row][c] for seed in by_seed]) for c in columns} for row, columns in first.items()}
 
 
-def load(arguments: argparse.Namespace) -> tuple[CellFluxRLPipeline, MoAClassifier | None, datasets.DatasetDict]:
-    """The pipeline with rewards, the independent classifier if there is one, and the cells."""
+def draw(path: Path, rows: dict[str, dict[str, tuple[float, float]]], columns: list[str]) -> None:
+    """Each way against N, which is what it costs; the band is of real cells."""
+    figure = Figure(figsize=(3.6 * len(columns), 3.6), layout="constrained", dpi=DOTS_PER_INCH)
+    ways = [*SELECTIONS, *SEARCHES]
+    for panel, (column, axes) in enumerate(zip(columns, np.atleast_1d(figure.subplots(1, len(columns))), strict=True)):
+        mean, error = rows["real treated"][column]
+        styled(axes).axhspan(mean - error, mean + error, color="#888888", alpha=0.25, linewidth=0)
+        axes.axhline(mean, color="#555555", linewidth=1.2, label="real cells")
+        for way, color in zip(ways, COLORS, strict=False):
+            points = {1: rows["1"][column]} if "1" in rows else {}
+            points |= {int(k.split(",")[0]): v[column] for k, v in rows.items() if k.endswith(f", {way}")}
+            values, errors = np.transpose(list(points.values()))
+            axes.errorbar(list(points), values, errors, color=color, marker="o", ms=4, capsize=2, lw=1.2, label=way)
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.set_xlabel("N samples of each control, or as many evaluations")
+        axes.set_title(TITLES[column], fontsize=9)
+        if panel == 0:
+            axes.legend(fontsize=8, frameon=False)
+    figure.savefig(path)
+
+
+def load(
+    arguments: argparse.Namespace,
+) -> tuple[list[CellFluxRLPipeline], Accelerator, MoAClassifier | None, datasets.DatasetDict]:
+    """The pipelines with rewards, where they run, the independent classifier if there is one, and the cells."""
     options = moa.MoAArguments(
         dataset_name="crops" if arguments.data_dir else arguments.dataset_name,
         data_dir=arguments.data_dir,
@@ -163,25 +200,32 @@ def load(arguments: argparse.Namespace) -> tuple[CellFluxRLPipeline, MoAClassifi
         simulated_cells_per_moa=arguments.cells_per_moa,
         max_train_steps=arguments.classifier_steps,
         output_dir=arguments.output_dir,
+        mixed_precision=arguments.mixed_precision,
         cpu=arguments.cpu,
     )
     accelerator = make_accelerator(options)
     cells = load_labelled_cells(options)
-    folder = Path(arguments.pipeline)
-    own = {} if (folder / "rewards").is_dir() else {"rewards": None}
-    pipe = CellFluxRLPipeline.from_pretrained(str(folder), **own).to(accelerator.device)
-    if pipe.rewards is None:
-        given = arguments.classifier
-        classifier = MoAClassifier.from_pretrained(given) if given else moa.train(options, accelerator, cells)[0]
-        pipe.register_modules(rewards=RewardSuite.fit(cells["train"], classifier.eval()))
-    pipe.set_progress_bar_config(disable=True)
+    suite, pipelines = None, []
+    for name in arguments.pipeline:
+        own = {} if (Path(name) / "rewards").is_dir() else {"rewards": None}
+        pipe = CellFluxRLPipeline.from_pretrained(name, **own).to(accelerator.device)
+        if pipe.rewards is None:
+            if suite is None:
+                given = arguments.classifier
+                classifier = (
+                    MoAClassifier.from_pretrained(given) if given else moa.train(options, accelerator, cells)[0]
+                )
+                suite = RewardSuite.fit(cells["train"], classifier.eval())
+            pipe.register_modules(rewards=suite)
+        pipe.set_progress_bar_config(disable=True)
+        pipelines.append(pipe)
     judge = MoAClassifier.from_pretrained(arguments.judge).eval() if arguments.judge else None
-    return pipe, judge if judge is None else judge.to(accelerator.device), cells
+    return pipelines, accelerator, judge if judge is None else judge.to(accelerator.device), cells
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pipeline", default=str(SHIPPED_BASE), help="folder of a pipeline, with rewards or without")
+    parser.add_argument("--pipeline", nargs="+", default=[str(SHIPPED_BASE)], help="folders of pipelines")
     parser.add_argument("--classifier", help="folder of the classifier for a pipeline without rewards")
     parser.add_argument("--judge", help="folder of an independent classifier")
     parser.add_argument("--data_dir", help="crops, one PLATE.npz a plate; without it --dataset_name")
@@ -196,6 +240,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--num_inference_steps", type=int, default=10)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--output_dir", default="runs/test_time_scaling", help="for results.json and prepared data")
+    parser.add_argument("--mixed_precision", default="bf16", help="'no', 'bf16' or 'fp16'")
     parser.add_argument("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
     return parser.parse_args()
 
@@ -203,15 +248,20 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments, start = parse(), time.perf_counter()
     logging.getLogger("cellfluxrl.pipelines.cellflux_rl").setLevel(logging.ERROR)  # the table says what is outside
-    pipe, judge, cells = load(arguments)
+    pipelines, accelerator, judge, cells = load(arguments)
     settings = {name: getattr(arguments, name) for name in ("num_inference_steps", "guidance_scale")}
     pairs, by_seed = ControlTreatedPairs(cells["test"]), []
-    for seed in arguments.seeds:
-        held_out = held_out_cells(pairs, arguments.controls, seed)
-        by_seed.append(rows_of_one_seed(pipe, judge, held_out, arguments.numbers, settings, seed))
+    for number, seed in enumerate(arguments.seeds):
+        path = Path(arguments.output_dir) / f"seed{seed}.json"
+        if not path.is_file():
+            held_out = held_out_cells(pairs, arguments.controls, seed)
+            pipe = pipelines[number % len(pipelines)]
+            rows = rows_of_one_seed(pipe, accelerator, judge, held_out, arguments.numbers, settings, seed)
+            path.write_text(json.dumps(rows, indent=2))
+        by_seed.append(json.loads(path.read_text()))
         print(f"seed {seed} after {time.perf_counter() - start:.0f} s", flush=True)
 
-    rows, cost = summary(by_seed), pipe.evaluations_of(**settings)
+    rows, cost = summary(by_seed), pipelines[0].evaluations_of(**settings)
     columns = [name for name in COLUMNS if name in rows["real treated"]]
     for number in arguments.numbers:
         shown = {k: v for k, v in rows.items() if k.split(",")[0] == str(number) or k == "real treated"}
@@ -220,6 +270,7 @@ def main() -> None:
             print(format_table(shown, part))
     for name in columns:
         print(f"{name}: {COLUMNS[name]}")
+    draw(Path(arguments.output_dir) / "curves.png", rows, [name for name in TITLES if name in columns])
     results = {"settings": vars(arguments), "evaluations_a_sample": cost, "summary": rows, "seeds": by_seed}
     (Path(arguments.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
 

@@ -354,6 +354,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         self.check_batch(images, moa, pixel_size)
         return self.measure_batches(images, moa, batch_size)
 
+    @torch.no_grad()
     def measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
         """
         [`measure`] without its checks and its guess of the range.

@@ -431,9 +431,15 @@ class SweepPoint:
 
 
 def sweep(runs: Sequence[Run], results: Mapping[str, Row]) -> list[SweepPoint]:
-    """The points of runs that have a row in the results and a distance to the base, by series and KL weight."""
-    points = []
+    """
+    The points of runs that have a row in the results and a distance to the base, by series and KL weight.
+
+    Runs of a single reward have a figure of their own, the ablation.
+    """
+    names, points = _reward_names(runs), []
     for label, group in by_group([run for run in runs if run.label in results]).items():
+        if optimized_reward(label, names):
+            continue
         key = next((key for key in DISTANCE_KEYS if all(len(run.curve(key)[1]) for run in group)), None)
         if key is None:
             continue
@@ -485,7 +491,7 @@ def _draw_series(
         xs, ys, xerr=x_errors, yerr=y_errors, color=color, marker=marker, capsize=2, linewidth=1, label=label
     )
     for a, b, (_, weight) in zip(xs, ys, rows, strict=True):
-        if weight is not None:
+        if weight is not None and len(rows) > 1:
             axes.annotate(f"{weight:g}", (a, b), (4, 5), textcoords="offset points", fontsize=7, color=color)
 
 

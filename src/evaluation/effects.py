@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
@@ -49,16 +48,35 @@ def effect_sizes(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"treated and control must be (N, F) and (M, F) of one F, got {treated.shape}, {control.shape}"
         )
-    with warnings.catch_warnings():  # of columns without any value, which are NaN
-        warnings.simplefilter("ignore", RuntimeWarning)
-        centre = np.nanmedian(control, axis=0)
-        deviation = np.abs(control - centre)
-        scale = 1.4826 * np.nanmedian(deviation, axis=0)
-        scale = np.where(scale > 0, scale, 1.2533 * np.nanmean(deviation, axis=0))
-        difference = np.nanmedian(treated, axis=0) - centre
-    counts = np.minimum(np.isfinite(treated).sum(axis=0), np.isfinite(control).sum(axis=0))
-    known = (counts >= MINIMUM_CELLS) & (scale > 0)
-    return np.divide(difference, scale, out=np.full(len(scale), np.nan), where=known)
+    return _effect_sizes(treated, *_centre_and_scale(control))
+
+
+def _centre_and_scale(control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Median and robust standard deviation of each feature; NaN where too few cells have a value or all are alike."""
+    centre = _medians(control)
+    deviation = np.abs(control - centre)
+    counts = np.isfinite(control).sum(axis=0)
+    scale = 1.4826 * _medians(deviation)
+    mean = np.divide(np.nansum(deviation, axis=0), counts, out=np.zeros(len(counts)), where=counts > 0)
+    scale = np.where(scale > 0, scale, 1.2533 * mean)
+    return centre, np.where((counts >= MINIMUM_CELLS) & (scale > 0), scale, np.nan)
+
+
+def _effect_sizes(treated: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    known = np.isfinite(treated).sum(axis=0) >= MINIMUM_CELLS
+    return np.where(known, (_medians(treated) - centre) / scale, np.nan)
+
+
+def _medians(values: np.ndarray) -> np.ndarray:
+    """Median of each column without its NaN; np.nanmedian goes through the columns one by one."""
+    ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)  # sorted, NaN come last
+    if not len(values):
+        return np.full(len(counts), np.nan)
+    low, high = (
+        np.take_along_axis(ordered, rows[None], axis=0)[0]
+        for rows in (np.maximum(counts - 1, 0) // 2, np.minimum(counts // 2, len(values) - 1))
+    )
+    return (low + high) / 2
 
 
 def effects_by_group(
@@ -85,7 +103,8 @@ def effects_by_group(
     for group in order:
         if group not in rows:
             raise unknown_name("group", group, map(str, rows))
-    return np.stack([effect_sizes(features[rows[group]], control) for group in order])
+    centre, scale = _centre_and_scale(control)
+    return np.stack([_effect_sizes(features[rows[group]], centre, scale) for group in order])
 
 
 @dataclass(frozen=True)

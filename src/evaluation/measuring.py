@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from cellfluxrl.rewards.segmentation import Segmenter
 from cellfluxrl.rewards.suite import Measured, RewardSuite
 
 BATCH = 256
+THREADS = min(4, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,6 @@ class Measurements:
         return cls(**fields)
 
 
-@torch.no_grad()
 def measure_cells(
     images: np.ndarray, moa: Sequence[str], evaluators: Evaluators, title: str = "measuring"
 ) -> Measurements:
@@ -137,12 +139,20 @@ def measure_cells(
     Raises:
         ValueError: If a mechanism is unknown to one of the classifiers, or the images are not the suite's kind.
     """
+
+    def measured(start: int) -> Measurements:
+        batch = np.array(images[start : start + BATCH])  # a copy: tensors are not made of read-only files
+        return _measure_batch(batch, moa[start : start + BATCH], evaluators)
+
     parts = []
-    with tqdm(total=len(images), unit=" cells", desc=title, leave=False) as progress:
-        for start in range(0, len(images), BATCH):
-            batch = np.array(images[start : start + BATCH])  # a copy: tensors are not made of read-only files
-            parts.append(_measure_batch(batch, moa[start : start + BATCH], evaluators))
-            progress.update(len(batch))
+    # Most of the work is in NumPy, OpenCV and torch, which let other threads run meanwhile.
+    with (
+        ThreadPoolExecutor(THREADS) as threads,
+        tqdm(total=len(images), unit=" cells", desc=title, leave=False) as bar,
+    ):
+        for part in threads.map(measured, range(0, len(images), BATCH)):
+            parts.append(part)
+            bar.update(len(part.features))
     joined = {}
     for field in dataclasses.fields(Measurements):
         values = [getattr(part, field.name) for part in parts]
@@ -153,6 +163,7 @@ def measure_cells(
     return Measurements(**joined)
 
 
+@torch.no_grad()  # which holds for one thread only
 def _measure_batch(batch: np.ndarray, moa: Sequence[str], evaluators: Evaluators) -> Measurements:
     suite, images = evaluators.suite, images_to_tensor(batch)
     rewards = suite.score(suite.measure(batch, moa, batch_size=BATCH), moa)
