@@ -13,6 +13,7 @@ SHELLS = ("bash", "zsh")
 # What these name lies in the file system; of the others only options are completed.
 FOLDERS = (
     "pipeline",
+    "base",
     "pretrained_model_name_or_path",
     "suite",
     "rewards",

@@ -36,6 +36,7 @@ from cellfluxrl.evaluation.figures import best_of_n_curve, image_grid, outlined,
 from cellfluxrl.evaluation.report import format_table, write_report
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
+from cellfluxrl.publishing import copy_records
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa, pretrain, rl
@@ -336,6 +337,7 @@ def run(args: DemoArguments, config: str) -> Evaluation:
         logs[name] = Path(own.output_dir) / "log.jsonl"
         accelerator.free_memory()
     models["RL"].save_pretrained(folder / "pipeline")
+    copy_records(folder / "rl", folder / "pipeline")
 
     steps = own.num_inference_steps
     evaluation = stages.run("evaluation", evaluate, models, suite, judge, held_out, steps, args.seed, accelerator)
