@@ -166,6 +166,18 @@ def summary(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, t
     return {row: {c: of([seed[row][c] for seed in by_seed]) for c in columns} for row, columns in first.items()}
 
 
+def differences(by_seed: list[dict[str, dict[str, float]]]) -> dict[str, dict[str, tuple[float, float]]]:
+    """Paired over the seeds: searches minus the best of as many samples, and matched sets minus real cells."""
+    rows = by_seed[0]
+    pairs = {row: f"{row.split(',')[0]}, best" for row in rows if row.endswith(tuple(SEARCHES))}
+    pairs |= {row: "real treated" for row in rows if row.endswith("match")}
+
+    def minus(seed: dict[str, dict[str, float]], row: str, other: str) -> dict[str, float]:
+        return {column: value - seed[other][column] for column, value in seed[row].items()}
+
+    return summary([{f"{row} - {other}": minus(seed, row, other) for row, other in pairs.items()} for seed in by_seed])
+
+
 def draw(path: Path, rows: dict[str, dict[str, tuple[float, float]]], columns: list[str]) -> None:
     """Each way against N, which is what it costs; the band is of real cells."""
     figure = Figure(figsize=(3.6 * len(columns), 3.6), layout="constrained", dpi=DOTS_PER_INCH)
@@ -268,10 +280,20 @@ def main() -> None:
         print(f"\nN = {number}: {number * cost} evaluations of the network an image")
         for part in (columns[:5], columns[5:]):
             print(format_table(shown, part))
+    paired = differences(by_seed)
+    print("\nDifferences, paired over the seeds")
+    for part in (columns[:5], columns[5:]):
+        print(format_table(paired, part))
     for name in columns:
         print(f"{name}: {COLUMNS[name]}")
     draw(Path(arguments.output_dir) / "curves.png", rows, [name for name in TITLES if name in columns])
-    results = {"settings": vars(arguments), "evaluations_a_sample": cost, "summary": rows, "seeds": by_seed}
+    results = {
+        "settings": vars(arguments),
+        "evaluations_a_sample": cost,
+        "summary": rows,
+        "differences": paired,
+        "seeds": by_seed,
+    }
     (Path(arguments.output_dir) / "results.json").write_text(json.dumps(results, indent=2))
 
 

@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import datasets
 import pytest
 import torch
+from small_models import IMAGE_SIZE, with_random_weights
 
 from cellfluxrl import (
     CellFluxFlowMatchScheduler,
@@ -22,7 +23,6 @@ from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor
 
-IMAGE_SIZE = 16
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 torch.set_num_threads(1)
@@ -79,15 +79,6 @@ def simulated_cells(tmp_path_factory) -> datasets.DatasetDict:
     )
     builder.download_and_prepare()
     return builder.as_dataset()
-
-
-def with_random_weights(model: torch.nn.Module, seed: int = 0) -> torch.nn.Module:
-    """Leave no layer at zero, so that every parameter has a say in the output."""
-    random = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=random))
-    return model.eval()
 
 
 @pytest.fixture(scope="session")

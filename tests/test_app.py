@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import tifffile
 import torch
-from conftest import IMAGE_SIZE, with_random_weights
 from PIL import Image
+from small_models import IMAGE_SIZE, with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
 from cellfluxrl.app import command, simulation, views

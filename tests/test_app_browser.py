@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from conftest import with_random_weights
+from small_models import with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
 from cellfluxrl.app.simulation import Models, example_controls

@@ -400,8 +400,9 @@ def draw_ablation(path: Path, changes: Mapping[str, Row]) -> None:
                 weight = "bold" if optimized == name else "normal"
                 color = "white" if abs(value) > 0.85 * scale[j] else "black"
                 style = {"ha": "center", "va": "center", "color": color}
-                axes.text(j, i - 0.12, f"{value:+.2f}", fontsize=8, weight=weight, **style)
-                axes.text(j, i + 0.24, f"± {error:.2f}", fontsize=6.5, **style)
+                digits = 2 if error >= 0.005 else 3
+                axes.text(j, i - 0.12, f"{value:+.{digits}f}", fontsize=8, weight=weight, **style)
+                axes.text(j, i + 0.24, f"± {error:.{digits}f}", fontsize=6.5, **style)
     axes.set_xticks(range(len(columns)), [name.replace("_", "\n") for name in columns], fontsize=8, color=TEXT_COLOR)
     axes.set_yticks(range(len(changes)), list(changes), fontsize=8, color=TEXT_COLOR)
     axes.xaxis.tick_top()
