@@ -305,6 +305,9 @@ def _check_before_generating(
     pipelines: dict[str, CellFluxRLPipeline], evaluators: Evaluators, held_out: HeldOutCells
 ) -> None:
     """Refuse what would fail after the cells were generated."""
+    from cellfluxrl.evaluation.evaluate import check_counts
+
+    check_counts(len(held_out.control), len(held_out.reference))
     moas = sorted(set(held_out.moa) | set(held_out.reference_table["moa"]))
     evaluators.suite.check_moas(moas)
     if evaluators.judge is not None:

@@ -253,11 +253,7 @@ def _check(images: Images, best_of_n: Sequence[int]) -> None:
     for name, length in lengths.items():
         if length != len(images.control):
             raise ValueError(f"{name} must be as many as the {len(images.control)} controls, got {length}")
-    if len(images.control) < 2 * MINIMUM_CELLS or len(images.reference) < 2 * MINIMUM_CELLS:
-        raise ValueError(
-            f"an evaluation needs at least {2 * MINIMUM_CELLS} cells and as many real ones to compare with, got "
-            f"{len(images.control)} and {len(images.reference)}"
-        )
+    check_counts(len(images.control), len(images.reference))
     for name, cells in images.generated.items():
         if name in (CONTROL_ROW, REAL_ROW, "reference"):
             raise ValueError(f"a model cannot be called {name!r}, which is a row of its own")
@@ -265,6 +261,15 @@ def _check(images: Images, best_of_n: Sequence[int]) -> None:
             raise ValueError(
                 f"best_of_n={list(best_of_n)} needs as many samples of each control, got {cells.shape[1]}"
             )
+
+
+def check_counts(cells: int, reference: int) -> None:
+    """Raise a `ValueError` for too few cells, or too few real ones to compare with."""
+    if min(cells, reference) < 2 * MINIMUM_CELLS:
+        raise ValueError(
+            f"an evaluation needs at least {2 * MINIMUM_CELLS} cells and as many real ones to compare with, got "
+            f"{cells} and {reference}"
+        )
 
 
 def evaluators_features(images: np.ndarray, evaluators: Evaluators) -> np.ndarray:

@@ -88,8 +88,8 @@ def inception_extractor(weights: str | Path | None = None, device: str | torch.d
         from torchmetrics.image.fid import NoTrainInceptionV3
     except ImportError as error:
         raise ImportError(
-            f"Inception features need torchmetrics and torch-fidelity ({error}): pip install torchmetrics "
-            "torch-fidelity; the features of a MoA classifier need neither"
+            f"Inception features need torchmetrics and torch-fidelity ({error}): pip install "
+            "'cellfluxrl[inception]'; the features of a MoA classifier need neither"
         ) from error
     network = NoTrainInceptionV3("inception-v3-compat", [str(INCEPTION_FEATURES)], str(path)).to(device)
 

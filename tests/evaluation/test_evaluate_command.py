@@ -139,6 +139,18 @@ def test_mistakes_end_with_one_line(refused, places):
     assert "'rl' is compared with itself" in refused("rl", *SIMULATED, "--against", "rl")
 
 
+def test_too_few_cells_are_refused_before_any_is_generated(refused, simulated_cells, tmp_path):
+    for split in ("train", "test"):
+        folder = tmp_path / "cells" / "data" / split
+        folder.mkdir(parents=True)
+        compounds = simulated_cells[split]["compound"]
+        rows = [i for i, compound in enumerate(compounds) if compound in ("DMSO", "taxol")]
+        simulated_cells[split].select(rows).to_parquet(folder / "0.parquet")
+    line = refused("rl", str(tmp_path / "cells"), "--num", "2", "--cpu")
+    assert "needs at least 20 cells and as many real ones to compare with, got 2 and" in line
+    assert not list((tmp_path / "out").rglob("generated*"))
+
+
 def test_a_data_set_without_a_test_split_or_with_other_channels_is_refused(refused, places, simulated_cells, tmp_path):
     folder = tmp_path / "cells" / "data" / "train"
     folder.mkdir(parents=True)

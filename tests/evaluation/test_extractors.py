@@ -55,5 +55,5 @@ def test_weights_that_are_more_than_tensors_are_refused(tmp_path, capsys):
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_inception_without_torch_fidelity_says_what_to_install(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
-    with pytest.raises(ImportError, match="pip install torchmetrics torch-fidelity"):
+    with pytest.raises(ImportError, match=r"pip install 'cellfluxrl\[inception\]'"):
         inception_extractor(tmp_path / "weights.pth")
