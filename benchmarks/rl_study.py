@@ -54,7 +54,7 @@ class Evaluator:
         self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
 
     def scored(self, images: torch.Tensor, moa: Sequence[str]) -> Scored:
-        return score_images(images, moa, self.suite, self.suite.statistics, self.judge)
+        return score_images(images, moa, self.suite, self.judge)
 
     def candidates(self, pipeline: CellFluxPipeline) -> Scored:
         images = generate_candidates(pipeline, self.cells, self.steps, 0, self.accelerator)
@@ -72,8 +72,7 @@ class Evaluator:
         return row
 
     def first(self, candidates: Scored, selection: str = "best", num: int = 1) -> Scored:
-        reference = self.suite.reference[self.suite.classifier.class_indices(self.cells.moa)]
-        return choose(candidates, self.cells.moa, num, selection, reference)
+        return choose(candidates, self.cells.moa, num, selection, self.suite)
 
 
 def over_seeds(rows: Sequence[Row]) -> Row:

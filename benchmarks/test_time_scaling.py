@@ -56,7 +56,8 @@ TITLES = {
     "frechet_judge": "Frechet distance, independent classifier",
     "spread_judge": "spread over real cells', its features",
 }
-SHAPES = slice(0, 5)  # of the statistics: without the logit of the rewards' own classifier
+STATISTICS = slice(0, 6)  # of what is matched: without the features of the rewards' own classifier
+SHAPES = slice(0, 5)  # and without its logit
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def measures(seen: Seen, real: Seen) -> dict[str, float]:
     row = {
         "combined": float(seen.scores.rewards["combined"].mean()),
         "within": float((seen.scores.outside == 0).double().mean()),
-        "energy": energy_distance(vectors, others),
+        "energy": energy_distance(vectors[:, STATISTICS], others[:, STATISTICS]),
         "wasserstein": mean_wasserstein(vectors[:, SHAPES].numpy(), others[:, SHAPES].numpy()),
         "frechet_image": frechet_distance(ours, theirs),
         "spread_image": relative_spread(ours, theirs),

@@ -9,7 +9,7 @@ import torch
 
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.evaluation.selection import StreamingMatch, select_best, select_reject
-from cellfluxrl.rewards.suite import RewardSuite
+from cellfluxrl.rewards.suite import Measured, RewardSuite
 
 SELECTIONS = ("best", "match", "reject")
 
@@ -21,7 +21,8 @@ class CandidateScores:
 
     Args:
         rewards (`dict[str, torch.Tensor]`): Each reward and `"combined"`, of shape `(M, N)`.
-        vectors (`torch.Tensor` of shape `(M, N, S)`): The statistics, in standard deviations of real cells.
+        vectors (`torch.Tensor` of shape `(M, N, S + D)`): What is matched, see [`RewardSuite.appearance`]: first the
+            statistics, in standard deviations of real cells.
         outside (`torch.Tensor` of shape `(M, N)`): How far each is outside of the range of real cells, 0 inside.
     """
 
@@ -57,16 +58,21 @@ def score_candidates(suite: RewardSuite, images: torch.Tensor, moas: Sequence[st
         images (`torch.Tensor` of shape `(M * N, C, H, W)`): Floats in [-1, 1], the N candidates of an image in a row.
         moas (`Sequence[str]` of length M): The MoA expected of each image.
     """
-    per_image = len(images) // len(moas)
+    repeated = [moa for moa in moas for _ in range(len(images) // len(moas))]
+    return scores_of(suite, suite.measure(images, moa=repeated), moas)
+
+
+def scores_of(suite: RewardSuite, measured: Measured, moas: Sequence[str]) -> CandidateScores:
+    """[`score_candidates`] of what has been measured in the `M * N` images already."""
+    per_image = len(measured.values) // len(moas)
     repeated = [moa for moa in moas for _ in range(per_image)]
-    measured = suite.measure(images, moa=repeated)
 
     def unflattened(values: torch.Tensor) -> torch.Tensor:
         return values.unflatten(0, (len(moas), per_image))
 
     return CandidateScores(
         rewards={name: unflattened(values) for name, values in suite.score(measured, repeated).items()},
-        vectors=unflattened(suite.standardise(measured, repeated)),
+        vectors=unflattened(suite.appearance(measured, repeated)),
         outside=unflattened(suite.outside_real_range(measured, repeated)),
     )
 
@@ -103,9 +109,8 @@ def choose_candidates(
     if not isinstance(matcher, StreamingMatch):
         raise unknown_name("selection", selection, SELECTIONS)
     selected = torch.zeros(len(moas), dtype=torch.long)
-    names = list(dict.fromkeys(moas))
-    for name, k in zip(names, suite.classifier.class_indices(names), strict=True):
+    for name in dict.fromkeys(moas):
         own = torch.tensor([i for i, moa in enumerate(moas) if moa == name])
         vectors = scores.vectors[own.to(scores.vectors.device)]
-        selected[own] = matcher.select(vectors, suite.reference[k], name).cpu()
+        selected[own] = matcher.select(vectors, suite.real_appearance(name), name).cpu()
     return selected

@@ -125,9 +125,10 @@ class CellFluxRLPipeline(CellFluxPipeline):
             best_of_n (`int`, defaults to 1): Samples drawn for each image that is returned.
             selection (`str` or [`StreamingMatch`], defaults to `"best"`):
                 `"best"` takes the highest reward. `"match"` chooses jointly, for all images of the call, the samples
-                whose statistics follow the real distribution (group after group, by [`StreamingMatch`], where the
-                candidates are too many for one). `"reject"` takes the first sample that is within the range of real
-                cells ([`RewardSuite.outside_real_range`]), or the nearest, with a warning, where none is. One
+                that follow the distribution of real cells in [`RewardSuite.appearance`] (group after group, by
+                [`StreamingMatch`], where the candidates are too many for one). `"reject"` takes the first sample that
+                is within the range of real cells ([`RewardSuite.outside_real_range`]), or the nearest, with a warning,
+                where none is. One
                 [`StreamingMatch`] that is passed to several calls matches the images of all of them together.
             moa (`str` or `Sequence[str]`, *optional*): The mechanism that the rewards expect; by default that of the
                 compound. Needed for a SMILES or an embedding.

@@ -196,7 +196,7 @@ class _RecordingMatch(StreamingMatch):
         """What an earlier session has chosen: sets of one candidate, of which there is only one choice."""
         for moa, rows in table.groupby("moa", sort=False):
             vectors = torch.from_numpy(np.stack(rows["statistics"].tolist())).to(suite.device)
-            self.select(vectors[:, None], suite.reference[suite.moas.index(moa)], moa)
+            self.select(vectors[:, None], suite.real_appearance(moa), moa)
         self.recorded = {}
 
 

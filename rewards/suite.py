@@ -50,11 +50,13 @@ class Measured:
             measure.
         scores (`dict[str, torch.Tensor]`): The rewards that have a score of their own, each `(N,)`.
         measurements (`dict[str, torch.Tensor]`): See [`measure`]; each `(N,)`, none if no reward needs masks.
+        features (`torch.Tensor` of shape `(N, D)`, *optional*): The classifier's, where a reward needs it.
     """
 
     values: torch.Tensor
     scores: dict[str, torch.Tensor]
     measurements: dict[str, torch.Tensor]
+    features: torch.Tensor | None = None
 
     def room_for(self, count: int) -> Measured:
         """Of the same kind, uninitialised, for `count` images."""
@@ -62,13 +64,17 @@ class Measured:
         def room(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             return {name: tensor.new_empty(count) for name, tensor in tensors.items()}
 
-        values = self.values.new_empty(count, self.values.shape[1])
-        return Measured(values, room(self.scores), room(self.measurements))
+        values, features = (
+            None if t is None else t.new_empty(count, t.shape[1]) for t in (self.values, self.features)
+        )
+        return Measured(values, room(self.scores), room(self.measurements), features)
 
     def put(self, start: int, part: Measured) -> None:
         """Write what was measured in some images to the rows from `start`."""
         rows = slice(start, start + len(part.values))
         self.values[rows] = part.values
+        if self.features is not None:
+            self.features[rows] = part.features
         for name in ("scores", "measurements"):
             for key, tensor in getattr(part, name).items():
                 getattr(self, name)[key][rows] = tensor
@@ -80,7 +86,8 @@ class Measured:
         def joined(name: str) -> dict[str, torch.Tensor]:
             return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
 
-        return Measured(torch.cat([part.values for part in parts]), joined("scores"), joined("measurements"))
+        features = None if parts[0].features is None else torch.cat([part.features for part in parts])
+        return Measured(torch.cat([part.values for part in parts]), joined("scores"), joined("measurements"), features)
 
 
 class RewardSuite(ModelMixin, ConfigMixin):
@@ -145,6 +152,10 @@ class RewardSuite(ModelMixin, ConfigMixin):
         self.register_buffer("count", torch.zeros(count, dtype=torch.long))
         self.register_buffer("real_rewards", torch.zeros(count, len(names) + 1))
         self.register_buffer("score_floor", torch.zeros(count, len(self.score_names)))
+        features = self.classifier.head.in_features if self.uses_classifier else 0
+        self.register_buffer("feature_mean", torch.zeros(count, features))
+        self.register_buffer("feature_scale", torch.ones(count))
+        self.register_buffer("feature_reference", torch.zeros(count, REFERENCE_SIZE, features))
 
     @property
     def moas(self) -> list[str]:
@@ -161,6 +172,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
         """The rewards that compare a statistic with real cells: first those that have nothing else, then `moa`."""
         own = [reward.name for reward in self.rewards if reward.statistic and not reward.score]
         return (*own, *(reward.name for reward in self.rewards if reward.statistic and reward.score))
+
+    @property
+    def uses_classifier(self) -> bool:
+        """Whether a reward needs the classifier's verdict, and images are therefore shown to it."""
+        return any("classifier" in reward.needs for reward in self.rewards)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -222,7 +238,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         moas = real_dataset["moa"]
         index = suite.classifier.class_indices(moas)
         measured = suite.measure_batches(images, moas, batch_size)
-        suite._set_statistics(fit_statistics(measured.values.cpu(), index, len(suite.moas), seed))
+        suite._set_statistics(measured, index, seed)
         suite._report_gaps(measured.values)
         suite._set_weights(measured, index.to(suite.device))
         suite._set_real_rewards(measured, moas, index.to(suite.device))
@@ -257,9 +273,20 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 real = measured.scores[name][whole & (index == k) if count >= FEW_IMAGES else whole]
                 self.score_floor[k, column] = real.quantile(REAL_RANGE[0])
 
-    def _set_statistics(self, statistics: Statistics) -> None:
-        for field in dataclasses.fields(statistics):
-            getattr(self, field.name).copy_(getattr(statistics, field.name))
+    def _set_statistics(self, measured: Measured, index: torch.Tensor, seed: int) -> None:
+        values = measured.values.cpu()
+        own = values.shape[1]
+        if measured.features is not None:
+            values = torch.cat([values, measured.features.cpu()], dim=1)
+        fitted = fit_statistics(values, index, len(self.moas), seed)
+        self.count.copy_(fitted.count)
+        for name in ("mean", "std", "reference"):
+            getattr(self, name).copy_(getattr(fitted, name)[..., :own])
+        std = fitted.std[:, own:]
+        self.feature_mean.copy_(fitted.mean[:, own:])
+        self.feature_scale.copy_((std.norm(dim=1) / max(1, own) ** 0.5).clamp(min=1e-6))
+        reference = fitted.reference[..., own:] * std[:, None]
+        self.feature_reference.copy_(reference / self.feature_scale.cpu()[:, None, None])
 
     def _report_gaps(self, values: torch.Tensor) -> None:
         unmeasured = int((~values.isfinite().all(dim=1)).sum())
@@ -311,7 +338,8 @@ class RewardSuite(ModelMixin, ConfigMixin):
             measurements = measure(seen["masks"])
             seen["measurements"] = {k: torch.from_numpy(v).float().to(self.device) for k, v in measurements.items()}
         if "classifier" in needs:
-            logits = self.classifier(images.to(self.device)).logits.float()
+            verdict = self.classifier(images.to(self.device))
+            logits, seen["features"] = verdict.logits.float(), verdict.features.float()
             own = torch.zeros_like(logits, dtype=torch.bool)
             own[torch.arange(len(own)), self.classifier.class_indices(moa)] = True
             # log(p / (1 - p)) = own logit - log sum exp(other logits)
@@ -369,7 +397,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
             if batch.dtype in (np.uint8, torch.uint8):
                 batch = as_model_images(batch, self.channel_names)
             seen = self.observe(batch, moa[start : start + batch_size])
-            part = Measured(self._values(seen), self._scores(seen), seen.measurements or {})
+            part = Measured(self._values(seen), self._scores(seen), seen.measurements or {}, seen.features)
             # Small results, kept between the large arrays of two batches, would keep the memory from being used again.
             measured = part.room_for(len(images)) if measured is None else measured
             measured.put(start, part)
@@ -403,6 +431,32 @@ class RewardSuite(ModelMixin, ConfigMixin):
         """The statistics of what was measured, as [`statistics`] gives them."""
         index = self.classifier.class_indices(moa).to(self.device)
         return ((measured.values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
+
+    def appearance(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
+        """
+        What `selection="match"` compares with [`real_appearance`]: the statistics, and what the classifier sees.
+
+        Statistics of shape and number say nothing of brightness and texture, so that cells which match in them may
+        still look wrong. The classifier's features, all together, count as much as all statistics together.
+
+        Args:
+            measured ([`Measured`]): Of N images, as [`measure`] gives it.
+            moa (`Sequence[str]`): The true MoA of each.
+
+        Returns:
+            `torch.Tensor` of shape `(N, S + D)`: first the columns of [`standardise`].
+        """
+        scaled = self.standardise(measured, moa)
+        if not self.uses_classifier:
+            return scaled
+        index = self.classifier.class_indices(moa).to(self.device)
+        features = (measured.features - self.feature_mean[index]) / self.feature_scale[index, None]
+        return torch.cat([scaled, features], dim=1)
+
+    def real_appearance(self, moa: str) -> torch.Tensor:
+        """[`appearance`] of the reference cells of one MoA, `(R, S + D)`."""
+        k = self.moas.index(moa)
+        return torch.cat([self.reference[k], self.feature_reference[k]], dim=1)
 
     def outside_real_range(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
         """

@@ -28,6 +28,7 @@ class Observation:
         probability (`torch.Tensor` of shape `(N,)`, *optional*): The classifier's probability of the true MoA, where
             a reward needs `"classifier"`.
         logit (`torch.Tensor` of shape `(N,)`, *optional*): log(p / (1 - p)) of that probability, without overflow.
+        features (`torch.Tensor` of shape `(N, D)`, *optional*): The classifier's activations before its last layer.
     """
 
     images: torch.Tensor
@@ -36,6 +37,7 @@ class Observation:
     measurements: dict[str, torch.Tensor] | None = None
     probability: torch.Tensor | None = None
     logit: torch.Tensor | None = None
+    features: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -198,7 +198,7 @@ def evaluate(
     """Compare models with each other, with copies of the controls and with real treated cells."""
 
     def scored(images: torch.Tensor, moas: Sequence[str]) -> Scored:
-        return score_images(images, moas, suite, suite.statistics, judge)
+        return score_images(images, moas, suite, judge)
 
     real = scored(cells.reference, cells.reference_moa)
     rows = {
@@ -207,12 +207,11 @@ def evaluate(
     }
     shown = {"control": cells.controls}
     repeated = [m for m in cells.moa for _ in range(CANDIDATES)]
-    reference = suite.reference[suite.classifier.class_indices(cells.moa)]
     candidates, differences, curves = {}, {}, {}
     for name, pipeline in models.items():
         images = generate_candidates(pipeline, cells, num_inference_steps, seed, accelerator)
         candidates[name] = scored(images, repeated)
-        single = choose(candidates[name], cells.moa, 1, "best", reference)
+        single = choose(candidates[name], cells.moa, 1, "best", suite)
         rows[name] = table_row(single, real)
         shown[name] = single.images
         if name != "base":
@@ -227,12 +226,12 @@ def evaluate(
             )
     for selection in ("best", "match"):
         for name in [n for n in models if "shuffled" not in n]:
-            chosen = choose(candidates[name], cells.moa, CANDIDATES, selection, reference)
+            chosen = choose(candidates[name], cells.moa, CANDIDATES, selection, suite)
             rows[f"{name} + {selection} of {CANDIDATES}"] = table_row(chosen, real)
             shown[f"{name} + {selection} of {CANDIDATES}"] = chosen.images
     for name in [n for n in models if "shuffled" not in n]:
         numbers = range(1, CANDIDATES + 1)
-        chosen = {n: choose(candidates[name], cells.moa, n, "best", reference).rewards["combined"] for n in numbers}
+        chosen = {n: choose(candidates[name], cells.moa, n, "best", suite).rewards["combined"] for n in numbers}
         curves[name] = {n: (float(c.mean()), float(c.std() / len(c) ** 0.5)) for n, c in chosen.items()}
     shown["real treated"] = cells.treated
     return Evaluation(rows, differences, curves, shown)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from cellfluxrl.errors import unknown_name
 from cellfluxrl.evaluation.metrics import (
     bootstrap_error,
     frechet_distance,
@@ -17,10 +16,10 @@ from cellfluxrl.evaluation.metrics import (
     mean_wasserstein,
     relative_spread,
 )
-from cellfluxrl.evaluation.selection import select_best, select_match
 from cellfluxrl.models.moa_classifier import MoAClassifier
+from cellfluxrl.pipelines.candidates import CandidateScores, choose_candidates, scores_of
+from cellfluxrl.rewards.suite import RewardSuite
 
-SELECTIONS = ("best", "match")
 REWARD_COLUMNS = (
     "moa",
     "containment",
@@ -57,7 +56,9 @@ class Scored:
 
     Args:
         rewards (`dict[str, torch.Tensor]`): Each reward in the deviation form, shape `(N,)`.
-        vectors (`torch.Tensor` of shape `(N, 6)`): Scaled statistics and classifier logit.
+        vectors (`torch.Tensor` of shape `(N, 6 + D)`): Scaled statistics, the logit and the features of the rewards'
+            classifier; see [`RewardSuite.appearance`].
+        outside (`torch.Tensor` of shape `(N,)`): See [`RewardSuite.outside_real_range`].
         judge (`torch.Tensor` of shape `(N,)`): The independent classifier's probability of the true mechanism.
         judge_features (`torch.Tensor` of shape `(N, D)`), image_features (`torch.Tensor` of shape `(N, E)`): See the
             columns of the table.
@@ -66,6 +67,7 @@ class Scored:
     images: torch.Tensor
     rewards: dict[str, torch.Tensor]
     vectors: torch.Tensor
+    outside: torch.Tensor
     judge: torch.Tensor
     judge_features: torch.Tensor
     image_features: torch.Tensor
@@ -80,27 +82,23 @@ class Scored:
 
 
 @torch.no_grad()
-def score_images(
-    images: torch.Tensor,
-    moa: Sequence[str],
-    rewards: Callable[..., dict[str, torch.Tensor]],
-    statistics: Callable[[torch.Tensor, Sequence[str]], torch.Tensor],
-    judge: MoAClassifier,
-) -> Scored:
+def score_images(images: torch.Tensor, moa: Sequence[str], suite: RewardSuite, judge: MoAClassifier) -> Scored:
     """
     Measure everything on `(N, C, H, W)` images in [-1, 1].
 
     Args:
-        rewards, statistics: A `RewardSuite` and its `statistics`.
+        suite ([`RewardSuite`]): The rewards.
         judge ([`MoAClassifier`]): Independent of the one in the rewards.
     """
+    scores = scores_of(suite, suite.measure(images, moa), moa)
     index = judge.class_indices(moa)
     outputs = [judge(chunk.to(judge.device)) for chunk in images.split(256)]
     logits = torch.cat([o.logits for o in outputs]).cpu()
     return Scored(
         images=images.cpu(),
-        rewards={name: value.cpu() for name, value in rewards(images, moa=moa).items()},
-        vectors=statistics(images, moa).cpu(),
+        rewards={name: values[:, 0].cpu() for name, values in scores.rewards.items()},
+        vectors=scores.vectors[:, 0].cpu(),
+        outside=scores.outside[:, 0].cpu(),
         judge=logits.softmax(dim=1)[torch.arange(len(logits)), index],
         judge_features=torch.cat([o.features for o in outputs]).cpu(),
         image_features=image_features(images.cpu()),
@@ -134,33 +132,29 @@ def _mean(values: torch.Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
-def choose(candidates: Scored, moa: Sequence[str], num: int, selection: str, reference: torch.Tensor) -> Scored:
+def choose(candidates: Scored, moa: Sequence[str], num: int, selection: str, suite: RewardSuite) -> Scored:
     """
-    Choose one of the first `num` candidates of each control.
+    Choose one of the first `num` candidates of each control, as the pipeline does.
 
     Args:
         candidates ([`Scored`]): Of M controls with K candidates each, control after control.
         moa (`Sequence[str]` of length M): The mechanism expected of each control.
         num (`int`): How many of the K candidates take part; 1 is no choice.
-        selection (`str`): `"best"` or `"match"`, which is done for all controls of a mechanism together.
-        reference (`torch.Tensor` of shape `(M, R, 6)`): Real cells' scaled statistics of each control's mechanism.
-
-    Raises:
-        ValueError: For another selection.
+        selection (`str`): One of [`choose_candidates`].
+        suite ([`RewardSuite`]): Whose real cells are matched.
     """
-    if selection not in SELECTIONS:
-        raise unknown_name("selection", selection, SELECTIONS)
     controls = len(moa)
     per_control = len(candidates.images) // controls
-    scores = candidates.rewards["combined"].view(controls, per_control)[:, :num]
-    vectors = candidates.vectors.view(controls, per_control, -1)[:, :num]
-    if selection == "best":
-        chosen = select_best(scores)
-    else:
-        chosen = torch.zeros(controls, dtype=torch.long)
-        for name in dict.fromkeys(moa):
-            own = torch.tensor([i for i, m in enumerate(moa) if m == name])
-            chosen[own] = select_match(vectors[own], reference[own[0]])
+
+    def unflattened(values: torch.Tensor) -> torch.Tensor:
+        return values.unflatten(0, (controls, per_control))
+
+    scores = CandidateScores(
+        rewards={name: unflattened(values) for name, values in candidates.rewards.items()},
+        vectors=unflattened(candidates.vectors),
+        outside=unflattened(candidates.outside),
+    )
+    chosen = choose_candidates(suite, scores.first(num), moa, selection)
     return candidates.take(torch.arange(controls) * per_control + chosen)
 
 

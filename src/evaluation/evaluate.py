@@ -16,7 +16,6 @@ from cellfluxrl.evaluation.distances import frechet_infinity, frechet_interval, 
 from cellfluxrl.evaluation.effects import EffectAgreement, effect_agreement, effects_by_group
 from cellfluxrl.evaluation.intervals import Interval, bootstrap_interval, half_sampling_interval, mean_interval
 from cellfluxrl.evaluation.measuring import (
-    CandidateMeasurements,
     Evaluators,
     Measurements,
     measure_candidates,
@@ -34,7 +33,7 @@ from cellfluxrl.evaluation.paired import (
 )
 from cellfluxrl.evaluation.sampling import rows_by_group
 from cellfluxrl.evaluation.two_sample import MINIMUM_CELLS, two_sample_test
-from cellfluxrl.pipelines.candidates import CandidateScores, choose_candidates
+from cellfluxrl.pipelines.candidates import choose_candidates, scores_of
 
 SELECTIONS = ("best", "match")
 MOST_FEATURES = 512  # of a Frechet distance with an interval: the time grows with the third power
@@ -438,7 +437,7 @@ def _best_of_n(
 ) -> dict[str, dict[int, dict[str, Interval]]]:
     """By selection and N: what was optimised, and what was not."""
     candidates = measure_candidates(generated[:, : max(numbers)], images.moa, evaluators)
-    scores = _candidate_scores(candidates, images.moa, evaluators)
+    scores = scores_of(evaluators.suite, candidates.measured, images.moa)
     per_control = max(numbers)
     curves: dict[str, dict[int, dict[str, Interval]]] = {}
     for selection in SELECTIONS:
@@ -446,7 +445,7 @@ def _best_of_n(
         for n in sorted(set(numbers)):
             chosen = choose_candidates(evaluators.suite, scores.first(n), images.moa, selection).numpy()
             rows = np.arange(len(chosen)) * per_control + chosen
-            combined = scores.rewards["combined"].numpy()[np.arange(len(chosen)), chosen]
+            combined = scores.rewards["combined"].cpu().numpy()[np.arange(len(chosen)), chosen]
             features = candidates.features[rows]
             values = {"combined": mean_interval(combined, seed=seed)}
             if evaluators.judge is not None:
@@ -458,20 +457,3 @@ def _best_of_n(
             )
             curves[selection][n] = values
     return curves
-
-
-def _candidate_scores(
-    candidates: CandidateMeasurements, moa: Sequence[str], evaluators: Evaluators
-) -> CandidateScores:
-    suite, measured = evaluators.suite, candidates.measured
-    per_control = len(measured.values) // len(moa)
-    repeated = [name for name in moa for _ in range(per_control)]
-
-    def unflattened(values: torch.Tensor) -> torch.Tensor:
-        return values.cpu().unflatten(0, (len(moa), per_control))
-
-    return CandidateScores(
-        rewards={name: unflattened(values) for name, values in suite.score(measured, repeated).items()},
-        vectors=unflattened(suite.standardise(measured, repeated)),
-        outside=unflattened(suite.outside_real_range(measured, repeated)),
-    )

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -26,10 +28,15 @@ def scored(count, generator, dim=6):
         images=torch.arange(count).view(count, 1, 1, 1).float(),
         rewards={name: values(count) for name in COLUMNS[:8]},
         vectors=values(count, dim),
+        outside=values(count).abs(),
         judge=torch.rand(count, generator=generator),
         judge_features=values(count, 4),
         image_features=values(count, 5),
     )
+
+
+def suite_of(**real_appearance):
+    return SimpleNamespace(real_appearance=real_appearance.__getitem__)
 
 
 def rows_of(chosen):
@@ -67,11 +74,11 @@ def test_images_are_measured_by_the_suite_and_by_the_judge(suite, controls):
     torch.manual_seed(0)
     judge = MoAClassifier(moas=["DNA damage", "DMSO"], width=4).eval()
     moa = ["DMSO", "DNA damage", "DMSO"]
-    measured = score_images(controls, moa, suite, suite.statistics, judge)
+    measured = score_images(controls, moa, suite, judge)
     probabilities = judge(controls).logits.softmax(dim=1)
     torch.testing.assert_close(measured.judge, probabilities[[0, 1, 2], [1, 0, 1]])
     assert torch.equal(measured.rewards["combined"], suite(controls, moa=moa)["combined"])
-    assert torch.equal(measured.vectors, suite.statistics(controls, moa))
+    assert torch.equal(measured.vectors[:, :6], suite.statistics(controls, moa))
     assert not any(t.requires_grad for t in (measured.judge, measured.judge_features, measured.vectors))
 
 
@@ -81,17 +88,17 @@ def test_images_are_measured_by_the_suite_and_by_the_judge(suite, controls):
 def test_the_first_candidate_is_no_choice(generator):
     candidates = scored(12, generator)
     for selection in ("best", "match"):
-        assert rows_of(choose(candidates, ["a"] * 3, 1, selection, torch.zeros(3, 5, 6))) == [0, 4, 8]
+        assert rows_of(choose(candidates, ["a"] * 3, 1, selection, suite_of(a=torch.zeros(5, 6)))) == [0, 4, 8]
 
 
-def test_another_selection_is_refused():
+def test_another_selection_is_refused(generator):
     with pytest.raises(ValueError, match="did you mean 'match'"):
-        choose(None, ["a"], 1, "macth", torch.zeros(1, 5, 6))
+        choose(scored(4, generator), ["a"], 2, "macth", suite_of())
 
 
 def test_the_best_of_the_first_candidates_is_taken_with_all_that_was_measured(generator):
     candidates = scored(12, generator)
-    chosen = choose(candidates, ["a"] * 3, 2, "best", torch.zeros(3, 5, 6))
+    chosen = choose(candidates, ["a"] * 3, 2, "best", suite_of())
     best = candidates.rewards["combined"].view(3, 4)[:, :2].argmax(dim=1)
     rows = torch.tensor([0, 4, 8]) + best
     assert rows_of(chosen) == rows.tolist()
@@ -102,7 +109,7 @@ def test_the_best_of_the_first_candidates_is_taken_with_all_that_was_measured(ge
 def test_matching_is_done_for_each_mechanism_with_its_own_reference(generator):
     candidates, moa = scored(5 * 4, generator), ["a", "b", "a", "a", "b"]
     references = {name: torch.randn(30, 6, generator=generator) for name in "ab"}
-    chosen = choose(candidates, moa, 4, "match", torch.stack([references[name] for name in moa]))
+    chosen = choose(candidates, moa, 4, "match", suite_of(**references))
     vectors = candidates.vectors.view(5, 4, 6)
     for name, rows in (("a", [0, 2, 3]), ("b", [1, 4])):
         expected = [4 * m + int(k) for m, k in zip(rows, select_match(vectors[rows], references[name]), strict=True)]

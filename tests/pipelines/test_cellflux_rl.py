@@ -112,10 +112,11 @@ def test_matching_is_done_for_all_controls_of_a_mechanism_together(generate, sui
     compounds = ["taxol", "DMSO", "taxol"]
     moas = [TAXOL_MOA, CONTROL, TAXOL_MOA]
     every = generate(compound=compounds, num_images_per_control=4)
-    vectors = suite.statistics(every.images, moa=[m for m in moas for _ in range(4)]).view(3, 4, -1)
+    repeated = [m for m in moas for _ in range(4)]
+    vectors = suite.appearance(suite.measure(every.images, moa=repeated), repeated).view(3, 4, -1)
     selected = generate(compound=compounds, best_of_n=4, selection="match").selected
     for moa, rows in ((TAXOL_MOA, [0, 2]), (CONTROL, [1])):
-        reference = suite.reference[suite.moas.index(moa)]
+        reference = suite.real_appearance(moa)
         assert torch.equal(selected[rows], select_match(vectors[rows], reference))
 
 

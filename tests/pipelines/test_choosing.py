@@ -110,10 +110,15 @@ def test_no_more_candidates_are_scored_at_once_than_fit(generate, suite, three_a
     assert sum(counted) >= 18
 
 
+def appearance(suite, images):
+    moas = [TAXOL_MOA] * len(images)
+    return suite.appearance(suite.measure(images, moa=moas), moas)
+
+
 def test_matching_in_groups_remembers_the_images_before(generate, suite, three_at_once):
     every = generate(num_images_per_control=6, batch_size=3)
-    vectors = suite.statistics(every.images, moa=[TAXOL_MOA] * 18).view(6, 3, -1)
-    reference = suite.reference[suite.moas.index(TAXOL_MOA)]
+    vectors = appearance(suite, every.images).view(6, 3, -1)
+    reference = suite.real_appearance(TAXOL_MOA)
     match, expected = StreamingMatch(), []
     for own in vectors:
         expected += match.select(own[None], reference, TAXOL_MOA).tolist()
@@ -126,9 +131,9 @@ def test_a_streaming_match_goes_on_from_call_to_call(generate, suite):
     first = generate(best_of_n=4, selection=match)
     second = generate(best_of_n=4, selection=match, generator=torch.Generator().manual_seed(1))
     every = generate(num_images_per_control=4, generator=torch.Generator().manual_seed(1))
-    vectors = suite.statistics(every.images, moa=[TAXOL_MOA] * 12).view(3, 4, -1)
-    before = suite.statistics(first.images, moa=[TAXOL_MOA] * 3)
-    reference = suite.reference[suite.moas.index(TAXOL_MOA)]
+    vectors = appearance(suite, every.images).view(3, 4, -1)
+    before = appearance(suite, first.images)
+    reference = suite.real_appearance(TAXOL_MOA)
     assert torch.equal(second.selected, select_match(vectors, reference, before=before))
 
 

@@ -368,7 +368,7 @@ def test_a_match_is_one_for_the_whole_run(run, pipe, suite):
     run(f"{line} --best_of_n 3 --selection match")
     table = pd.read_parquet("out/generated.parquet")
     moa, match, chosen = "Microtubule stabilizers", StreamingMatch(), []
-    reference = suite.reference[suite.moas.index(moa)]
+    reference = suite.real_appearance(moa)
     for start in range(0, len(table), 2):
         images = [
             pipe(
@@ -382,7 +382,7 @@ def test_a_match_is_one_for_the_whole_run(run, pipe, suite):
             ).images
             for row in table.iloc[start : start + 2].itertuples()
         ]
-        vectors = suite.statistics(torch.cat(images), moa=[moa] * 6).view(2, 3, -1)
+        vectors = suite.appearance(suite.measure(torch.cat(images), moa=[moa] * 6), [moa] * 6).view(2, 3, -1)
         chosen += match.select(vectors, reference, moa).tolist()
     assert table["selected"].tolist() == chosen
     assert len(set(chosen)) > 1
@@ -390,7 +390,7 @@ def test_a_match_is_one_for_the_whole_run(run, pipe, suite):
 
 def test_a_match_remembers_what_an_earlier_session_chose():
     real = torch.tensor([[-1.0], [1.0]])
-    known = SimpleNamespace(moas=["DNA damage"], reference=real[None], device=torch.device("cpu"))
+    known = SimpleNamespace(real_appearance=lambda moa: real, device=torch.device("cpu"))
     candidates = torch.tensor([[[-1.0], [1.0]]])
     for first in (-1.0, 1.0):
         match = generation._RecordingMatch()

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import logging
 
 import pytest
@@ -9,7 +10,7 @@ from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.rewards.energy import energy_rewards
+from cellfluxrl.rewards.energy import energy_rewards, pairwise
 from cellfluxrl.rewards.measurements import STATISTICS, measure
 from cellfluxrl.rewards.suite import Measured
 from cellfluxrl.rewards.terms import REWARD_NAMES
@@ -185,6 +186,53 @@ def test_statistics_of_the_fitted_cells_are_standardised(own_suite, many_cells):
 
 
 # --- the energy form ---
+
+
+# --- what is matched ---
+
+
+def test_real_cells_appear_in_the_units_of_the_statistics(own_suite, many_cells):
+    moas = many_cells["moa"]
+    seen = own_suite.appearance(own_suite.measure(open_images(many_cells)[:], moa=moas), moas)
+    count = len(own_suite.statistic_names)
+    whole = (seen[:, :count] > -9.9).all(dim=1)
+    index = own_suite.classifier.class_indices(moas)
+    for k, moa in enumerate(own_suite.moas):
+        features, reference = seen[whole & (index == k), count:], own_suite.real_appearance(moa)
+        assert reference.shape == (400, seen.shape[1])
+        assert torch.equal(reference[:, :count], own_suite.reference[k])
+        torch.testing.assert_close(features.mean(dim=0), torch.zeros(features.shape[1]), rtol=0, atol=1e-3)
+        # All features together vary as much as all statistics, one each, do; less where some hardly vary at all.
+        assert 0.7 * count < float(features.var(dim=0).sum()) < 1.01 * count
+        # The reference is of these very cells.
+        assert float(pairwise(reference[:, count:], features).min(dim=1).values.max()) < 1e-3
+
+
+def test_the_same_shapes_in_another_brightness_do_not_match(own_suite, many_cells):
+    """What the statistics cannot see: cells of half the contrast, segmented as before."""
+    rows = [i for i, moa in enumerate(many_cells["moa"]) if moa == "DNA damage"]
+    moas = ["DNA damage"] * len(rows)
+    real, dark = (
+        own_suite.measure(images, moa=moas)
+        for images in (open_images(many_cells)[rows], open_images(many_cells)[rows] // 2)
+    )
+    reference = own_suite.real_appearance("DNA damage")
+
+    def energy(measured):
+        vectors = own_suite.appearance(measured, moas)
+        within = (pairwise(vectors, vectors).mean() + pairwise(reference, reference).mean()) / 2
+        return float(pairwise(vectors, reference).mean() - within)
+
+    assert energy(dataclasses.replace(real, features=dark.features)) > 3 * energy(real)
+
+
+def test_without_a_classifier_the_statistics_are_all_that_is_matched(many_cells):
+    suite = RewardSuite.fit(many_cells, MoAClassifier(moas=[CONTROL, *MOAS], width=4).eval(), rewards=["roundness"])
+    moas = many_cells["moa"][:20]
+    measured = suite.measure(open_images(many_cells)[:20], moa=moas)
+    assert measured.features is None
+    assert torch.equal(suite.appearance(measured, moas), suite.standardise(measured, moas))
+    assert suite.real_appearance("DNA damage").shape == (400, 1)
 
 
 @pytest.fixture(scope="module")
