@@ -70,7 +70,7 @@ def main() -> None:
         start = time.perf_counter()
         results = evaluate(images, evaluators, measure=timed)
         evaluated = time.perf_counter()
-        pictures = draw_all(Path(folder) / "plots", images, results, evaluators.suite, {})
+        pictures = draw_all(Path(folder) / "plots", results, evaluators.suite, {})
         write_evaluation_report(Path(folder) / "report.html", "benchmark", results, pictures, {})
         end = time.perf_counter()
     print(f"{args.num} generated 48x48 crops, beside as many controls, real, reference and training crops:")

@@ -94,7 +94,7 @@ def evaluate(argv: Sequence[str]) -> None:
     settings |= {f"weights of {name}": weights_hash(p.unet) for name, p in pipelines.items()}
     settings["cellfluxrl"] = __version__
     written = write_results(folder, results, held_out.table, settings)
-    pictures = draw_all(folder / "plots", images, results, suite, trajectories)
+    pictures = draw_all(folder / "plots", results, suite, trajectories)
     title = " against ".join(pipelines) + f" on {args.dataset}"
     write_evaluation_report(folder / "report.html", title, results, pictures, settings)
     saved = [folder / "report.html", *written, folder / "plots"]
@@ -122,7 +122,13 @@ def parser() -> CommandParser:
     add("--inception_weights", help="torch-fidelity's file, for --features inception; default: torch.hub's cache")
     add("--training_dataset", metavar="DATASET/SPLIT", help="cells that may be memorised; default: the train split")
     add("--num", type=int, help="cells of each row; default: half of the test cells, at most 1000")
-    add("--best_of_n", type=int, nargs="*", metavar="N", help="draw curves of so many candidates, e.g. 1 2 4 8")
+    add(
+        "--best_of_n",
+        type=int,
+        nargs="*",
+        metavar="N",
+        help="choose among so many candidates, e.g. 1 2 4 8: curves, and a row of the most, matched",
+    )
     add("--num_inference_steps", type=int, default=10, help="steps of the solver; default: 10")
     add("--guidance_scale", type=float, default=1.0, help="default: 1, no guidance")
     add("--data_dir", help="for 'crops': folder with one PLATE.npz a plate")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from cellfluxrl.evaluation.distances import frechet_infinity, frechet_interval, 
 from cellfluxrl.evaluation.effects import EffectAgreement, effect_agreement, effects_by_group
 from cellfluxrl.evaluation.intervals import Interval, bootstrap_interval, half_sampling_interval, mean_interval
 from cellfluxrl.evaluation.measuring import (
+    CandidateMeasurements,
     Evaluators,
     Measurements,
     measure_candidates,
@@ -66,7 +68,7 @@ class Images:
         control, real (`np.ndarray`): A control, and a treated cell, of each of N conditions.
         reference (`np.ndarray`): M other treated cells, which every row is compared with.
         generated (`dict[str, np.ndarray]`): By model, `(N, K, C, H, W)`: K samples of each control, the first of
-            which is evaluated and the others are candidates.
+            which is evaluated and the others are candidates. Those that `match` chose are a model of their own.
         moa, compound (`list[str]` of length N), reference_moa, reference_compound (`list[str]` of length M): Of each.
         training (`np.ndarray`, *optional*): Treated training cells.
     """
@@ -104,9 +106,10 @@ class Effects:
 
 @dataclass(frozen=True)
 class Results:
-    """What [`evaluate`] returns; `docs/evaluation.md` explains it."""
+    """What [`evaluate`] returns; `docs/evaluation.md` explains it. `images` has the chosen sets beside those given."""
 
     models: list[str]
+    images: Images
     evaluators: dict[str, str]
     columns: dict[str, Column]
     rows: dict[str, dict[str, Interval]]
@@ -187,7 +190,8 @@ def evaluate(
     Args:
         images ([`Images`]): With the first model in question, and possibly a second one to compare it with.
         evaluators ([`Evaluators`]): What measures them.
-        best_of_n (`Sequence[int]`): Draw the curves of the best, and of the matched, of so many candidates.
+        best_of_n (`Sequence[int]`): Draw the curves of the best, and of the matched, of so many candidates; the
+            matched of the largest number are a row of their own, `"NAME, match of N"`.
         seed (`int`, defaults to 0): Of all resampling.
         measure (`Callable`, defaults to [`measure_cells`]): How a set of cells is measured; `cellfluxrl evaluate`
             keeps the results in files.
@@ -200,6 +204,13 @@ def evaluate(
         >>> results.rows["real treated"]["kernel"], results.paired[("rl", "base")]["judge"]     # doctest: +SKIP
     """
     _check(images, best_of_n)
+    given = list(images.generated)
+    candidates = {
+        model: measure_candidates(images.generated[model][:, : max(best_of_n)], images.moa, evaluators)
+        for model in (given if best_of_n else ())
+    }
+    if max(best_of_n, default=1) > 1:
+        images = _with_matched(images, candidates, evaluators)
     sets = {CONTROL_ROW: images.control, **{name: g[:, 0] for name, g in images.generated.items()}}
     sets[REAL_ROW] = images.real
     rows = {name: measure(cells, images.moa, evaluators, name) for name, cells in sets.items()}
@@ -219,12 +230,15 @@ def evaluate(
     for name, found in copies.items():
         table[name] |= {"copies": found.copies, "nearest_training": found.distance_ratio}
     models = list(images.generated)
-    pairs = [(model, CONTROL_ROW) for model in models] + [(models[0], other) for other in models[1:]]
+    between = [(given[0], other) for other in given[1:]]
+    between += [(chosen, model) for model, chosen in zip(given, models[len(given) :], strict=False)]
+    pairs = [(model, CONTROL_ROW) for model in models] + between
     paired = {(a, b): _compare(rows[a], rows[b], reference, effects, (a, b), groups, seed) for a, b in pairs}
     claims = [c for model in models for c in claims_of_model(model, table, paired, copies, columns)]
-    claims += [c for other in models[1:] for c in claims_of_pair(models[0], other, table, paired, columns)]
+    claims += [c for ours, theirs in between for c in claims_of_pair(ours, theirs, table, paired, columns)]
     return Results(
         models=models,
+        images=images,
         evaluators=_names(evaluators),
         columns=columns,
         rows=table,
@@ -236,8 +250,8 @@ def evaluate(
         memorisation=copies,
         paired=paired,
         best_of_n={
-            model: _best_of_n(images.generated[model], images, evaluators, reference, best_of_n, seed)
-            for model in (models if best_of_n else ())
+            model: _best_of_n(measured, images, evaluators, reference, best_of_n, seed)
+            for model, measured in candidates.items()
         },
         claims=claims,
         measurements={**rows, "reference": reference},
@@ -427,8 +441,21 @@ def _compare(
     return adjust(tests)
 
 
+def _with_matched(images: Images, candidates: Mapping[str, CandidateMeasurements], evaluators: Evaluators) -> Images:
+    """The sets that `match` chooses among the candidates of each model, as further models."""
+    every = np.arange(len(images.moa))
+    matched = {}
+    for model, own in candidates.items():
+        chosen = choose_candidates(
+            evaluators.suite, scores_of(evaluators.suite, own.measured, images.moa), images.moa, "match"
+        )
+        count = len(own.features) // len(every)
+        matched[f"{model}, match of {count}"] = images.generated[model][every, chosen.numpy()][:, None]
+    return dataclasses.replace(images, generated={**images.generated, **matched})
+
+
 def _best_of_n(
-    generated: np.ndarray,
+    candidates: CandidateMeasurements,
     images: Images,
     evaluators: Evaluators,
     reference: Measurements,
@@ -436,7 +463,6 @@ def _best_of_n(
     seed: int,
 ) -> dict[str, dict[int, dict[str, Interval]]]:
     """By selection and N: what was optimised, and what was not."""
-    candidates = measure_candidates(generated[:, : max(numbers)], images.moa, evaluators)
     scores = scores_of(evaluators.suite, candidates.measured, images.moa)
     per_control = max(numbers)
     curves: dict[str, dict[int, dict[str, Interval]]] = {}

@@ -158,8 +158,9 @@ def draw_grid(path: Path, images: Images) -> None:
     image_grid(rows, path, {k * PER_COMPOUND: name for k, name in enumerate(sets)})
 
 
-def draw_failures(path: Path, images: Images, results: Results, model: str, suite: RewardSuite) -> None:
+def draw_failures(path: Path, results: Results, model: str, suite: RewardSuite) -> None:
     """The cells with the lowest combined reward, outlined as the rewards see them, their controls and real ones."""
+    images = results.images
     worst = np.argsort(results.measurements[model].rewards["combined"])[:WORST]
     shown = {"worst": images.generated[model][worst, 0], "their control": images.control[worst]}
     shown["real, same condition"] = images.real[worst]
@@ -180,7 +181,6 @@ def draw_trajectories(path: Path, trajectory: torch.Tensor, titles: Sequence[str
 
 def draw_all(
     folder: Path,
-    images: Images,
     results: Results,
     suite: RewardSuite,
     trajectories: Mapping[str, tuple[torch.Tensor, Sequence[str]]],
@@ -198,12 +198,12 @@ def draw_all(
     if results.best_of_n:
         paths["best_of_n"] = folder / "best_of_n.png"
         draw_best_of_n(paths["best_of_n"], results)
-    if images.control.shape[1] == 3:
+    if results.images.control.shape[1] == 3:
         paths["grid"] = folder / "grid.png"
-        draw_grid(paths["grid"], images)
+        draw_grid(paths["grid"], results.images)
         for k, model in enumerate(results.models):
             paths[f"failures {model}"] = folder / f"failures_{k}.png"
-            draw_failures(paths[f"failures {model}"], images, results, model, suite)
+            draw_failures(paths[f"failures {model}"], results, model, suite)
             if model in trajectories:
                 paths[f"trajectories {model}"] = folder / f"trajectories_{k}.png"
                 draw_trajectories(paths[f"trajectories {model}"], *trajectories[model])

@@ -60,7 +60,7 @@ def results(images, evaluators):
 
 
 def test_every_row_has_every_column_with_an_interval(results):
-    assert list(results.rows) == [CONTROL_ROW, "good", "dark", REAL_ROW]
+    assert list(results.rows) == [CONTROL_ROW, "good", "dark", "good, match of 2", "dark, match of 2", REAL_ROW]
     for name, row in results.rows.items():
         assert set(results.columns) - set(row) <= {"frechet_infinity"}  # which 36 cells do not allow
         for column, interval in row.items():
@@ -95,7 +95,7 @@ def test_breakdowns_count_the_cells(results):
 
 
 def test_darker_cells_lose_against_good_ones_where_it_is_measured(results):
-    verdicts = {c.column: c.verdict for c in results.claims if c.against == "dark"}
+    verdicts = {c.column: c.verdict for c in results.claims if (c.model, c.against) == ("good", "dark")}
     assert verdicts["kernel"] == HOLDS
     assert verdicts["effect_error"] in (HOLDS, NOT_SHOWN)  # six compounds only
     assert FAILS in {c.verdict for c in results.claims if c.model == "dark"}
@@ -109,6 +109,28 @@ def test_best_of_n_never_lowers_what_it_chooses_by(results):
     assert results.best_of_n["good"]["match"][1] == curve[1]
 
 
+def test_matched_candidates_are_a_row_of_their_own_and_compared_with_the_first(results, images):
+    model = "good, match of 2"
+    (chosen,) = results.images.generated[model].swapaxes(0, 1)
+    is_first = (chosen == images.generated["good"][:, 0]).all(axis=(1, 2, 3))
+    assert ((chosen == images.generated["good"][:, 1]).all(axis=(1, 2, 3)) | is_first).all()
+    assert 0 < is_first.sum() < len(LABELS)
+    curve = results.best_of_n["good"]["match"][2]["combined"]
+    assert results.rows[model]["combined"].value == pytest.approx(curve.value, abs=1e-6)
+    assert set(results.paired) == {
+        *((name, CONTROL_ROW) for name in results.models),
+        ("good", "dark"),
+        (model, "good"),
+        ("dark, match of 2", "dark"),
+    }
+    assert model not in results.best_of_n
+
+
+def test_one_candidate_is_no_choice_and_no_row(images, evaluators):
+    found = evaluate(Images(**{**vars(images), "training": None}), evaluators, best_of_n=[1])
+    assert found.models == ["good", "dark"]
+
+
 def test_results_are_json_without_nan_and_tables_hold_the_same(results, tmp_path):
     table = pd.DataFrame({"plate": "p", "compound": COMPOUNDS, "concentration": 1.0, "moa": LABELS})
     paths = write_results(tmp_path, results, table, {"seed": 0})
@@ -119,7 +141,7 @@ def test_results_are_json_without_nan_and_tables_hold_the_same(results, tmp_path
     long = pd.read_csv(tmp_path / "table.csv").set_index(["row", "column"])
     assert long.loc[("good", "kernel"), "low"] == pytest.approx(results.rows["good"]["kernel"].low)
     cells = pd.read_csv(tmp_path / "cells.csv")
-    assert len(cells) == 4 * len(LABELS)
+    assert len(cells) == 6 * len(LABELS)
     means = cells.groupby("row")["reward_combined"].mean()
     assert means["good"] == pytest.approx(results.rows["good"]["combined"].value)
     assert all(path.is_file() for path in paths)
@@ -128,9 +150,9 @@ def test_results_are_json_without_nan_and_tables_hold_the_same(results, tmp_path
 @pytest.mark.slow
 def test_every_picture_is_drawn_and_goes_into_the_report(results, images, evaluators, tmp_path):
     ways = {"good": (torch.zeros(4, 2, 3, 48, 48), ["a", "b"])}
-    drawn = draw_all(tmp_path / "plots", images, results, evaluators.suite, ways)
+    drawn = draw_all(tmp_path / "plots", results, evaluators.suite, ways)
     assert set(drawn) >= {"measures", "by_moa", "by_compound", "effects", "best_of_n", "grid"}
-    assert {"failures good", "failures dark", "trajectories good"} <= set(drawn)
+    assert {"failures good", "failures dark", "failures good, match of 2", "trajectories good"} <= set(drawn)
     write_evaluation_report(tmp_path / "report.html", "good against dark", results, drawn, {"seed": 0})
     assert (tmp_path / "report.html").read_text().count("data:image/png;base64,") == len(drawn)
 

@@ -61,8 +61,8 @@ def test_two_pipelines_from_the_command_line_and_again(places, tmp_path):
     files = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "results.json", "table.csv", "by_moa.csv", "by_compound.csv", "cells.csv"} <= files
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["models"] == ["rl", "base"]
-    assert set(results["rows"]) == {"copy of control", "rl", "base", "real treated"}
+    assert results["models"] == ["rl", "base", "rl, match of 2", "base, match of 2"]
+    assert set(results["rows"]) == {"copy of control", *results["models"], "real treated"}
     (pair,) = [p for p in results["paired"] if (p["ours"], p["theirs"]) == ("rl", "base")]
     # The same network, controls and noise; of each compound there are too few of 40 cells for an effect.
     assert {name for name, test in pair["tests"].items() if test["difference"]["value"] != 0} == {"effect_error"}
