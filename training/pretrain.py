@@ -25,7 +25,7 @@ from cellfluxrl.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
-from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch
+from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness
 from cellfluxrl.evaluation.condition_use import condition_use
 from cellfluxrl.hub_arguments import hub_repository, publish_run
 from cellfluxrl.models.compound_encoder import CompoundEncoder
@@ -70,12 +70,14 @@ def draw_flow_batch(
     condition_dropout: float = 0.0,
     time_logit_mean: float = 1.2,
     time_logit_std: float = 1.2,
+    control_gain: float = 0.0,
 ) -> FlowBatch:
-    """Draw noise, time and condition dropout for each pair, from its own generator."""
+    """Draw noise, time, condition dropout and the control's brightness for each pair, from its own generator."""
     noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generators)
     noise_draw, dropout_draw = torch.stack([torch.rand(2, generator=g) for g in generators], dim=1)
     time = torch.cat([draw_times(1, g, time_logit_mean, time_logit_std) for g in generators])
-    source = pairs.control + noise * (noise_draw < source_noise_probability)[:, None, None, None]
+    control = vary_brightness(pairs.control, control_gain, generators)
+    source = control + noise * (noise_draw < source_noise_probability)[:, None, None, None]
     t = time[:, None, None, None]
     sample = (1 - t) * source + t * pairs.treated
     return FlowBatch(sample, time, source, pairs.treated, condition, dropout_draw >= condition_dropout)
@@ -168,6 +170,7 @@ class Pretrainer:
             condition_dropout,
             args.time_logit_mean,
             args.time_logit_std,
+            args.control_gain,
         ).to(self.accelerator.device)
 
     def step(self, pairs: PairBatch) -> dict[str, torch.Tensor | float]:
@@ -242,6 +245,7 @@ def train(
         time_grid=args.time_grid,
         source_noise=args.source_noise,
         source_noise_scale=args.source_noise_scale,
+        source_noise_detail=args.source_noise_detail,
     )
 
     # 2. Trainer; resume

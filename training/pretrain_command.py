@@ -41,9 +41,11 @@ class PretrainArguments(HubArguments):
     condition_dropout: float = option(0.2, "probability, per sample, of training without the compound")
     source_noise: str = option("band_limited", "'white' as CellFlux, or 'band_limited'")
     source_noise_scale: float = option(0.7, "standard deviation of the source noise, images being in [-1, 1]")
+    source_noise_detail: float = option(0.0, "share of white noise in band-limited noise, as a standard deviation")
     source_noise_probability: float = option(
         1.0, "probability, per sample, that the control gets noise (CellFlux: 0.5)"
     )
+    control_gain: float = option(0.0, "spread of the random brightness, as a log, that controls get in each channel")
     solver: str = option("exponential_ab2", "of the saved pipeline, see docs/schedulers.md")
     time_grid: str = option("uniform", "of the saved pipeline: 'uniform' or 'edm'")
     log_steps: int = option(10, "steps between lines of log.jsonl")

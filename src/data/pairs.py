@@ -8,6 +8,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.schema import channel_names_of
@@ -36,6 +37,28 @@ def flip(images: np.ndarray, flips: torch.Tensor) -> np.ndarray:
 def random_dihedral(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Flip each of `(N, C, H, H)` images along either axis and transpose it, independently with probability 1/2."""
     return torch.from_numpy(flip(images.numpy(), draw_flips(len(images), generator)))
+
+
+def vary_brightness(
+    images: torch.Tensor, spread: float, generator: torch.Generator | list[torch.Generator]
+) -> torch.Tensor:
+    """
+    Make each channel of each image brighter or darker, as staining and exposure differ between plates.
+
+    Args:
+        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1]; black stays black, white may be passed.
+        spread (`float`): Standard deviation of the logarithm of the gain; 0 changes nothing and draws nothing.
+        generator (`torch.Generator` or a list of N of them): For all images, or for each.
+
+    Raises:
+        ValueError: If `spread` is negative.
+    """
+    if spread < 0:
+        raise ValueError(f"the spread of the brightness (control_gain) must not be negative, got {spread}")
+    if spread == 0:
+        return images
+    gain = randn_tensor((*images.shape[:2], 1, 1), generator=generator).mul(spread).exp()
+    return (images + 1) * gain - 1
 
 
 @dataclass(frozen=True)

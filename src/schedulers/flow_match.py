@@ -81,6 +81,9 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             `"white"` (CellFlux), or `"band_limited"`: Gaussian on a coarse grid, up-sampled bicubically.
         source_noise_scale (`float`, defaults to 1.0): Standard deviation of the source noise, images being in [-1, 1].
         source_noise_grid (`int`, defaults to 12): Side of the coarse grid of band-limited noise.
+        source_noise_detail (`float`, defaults to 0.0): Standard deviation of white noise within band-limited noise, as
+            a share of `source_noise_scale`, which stays that of the sum. Without any, a sample has no randomness at
+            the scale of pixels, and its texture comes out smooth.
 
     Attributes:
         order (`int`): Evaluations a step, as diffusers uses the word.
@@ -111,6 +114,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         source_noise: str = "white",
         source_noise_scale: float = 1.0,
         source_noise_grid: int = 12,
+        source_noise_detail: float = 0.0,
     ):
         for kind, name, allowed in (
             ("solver", solver, SOLVERS),
@@ -122,6 +126,8 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 raise unknown_name(kind, name, allowed)
         if source_noise_scale < 0:
             raise ValueError(f"source_noise_scale must not be negative, got {source_noise_scale}")
+        if not 0 <= source_noise_detail <= 1:
+            raise ValueError(f"source_noise_detail must be in [0, 1], got {source_noise_detail}")
         self.order = len(RUNGE_KUTTA[solver].nodes) if solver in RUNGE_KUTTA else 1
         self.grid = torch.empty(0)
         self.timesteps = torch.empty(0)
@@ -329,6 +335,9 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             side = self.config.source_noise_grid
             coarse = randn_tensor((n, channels, side, side), generator=generator, device=device, dtype=dtype)
             noise = band_limited_noise(coarse, height, width)
+            if detail := self.config.source_noise_detail:
+                white = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+                noise = (1 - detail**2) ** 0.5 * noise + detail * white
         return self.config.source_noise_scale * noise
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 
 from cellfluxrl import ControlTreatedPairs
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import PairBatch, images_to_tensor, random_dihedral
+from cellfluxrl.data.pairs import PairBatch, images_to_tensor, random_dihedral, vary_brightness
 from cellfluxrl.data.schema import cell_features
 
 COMPOUNDS = ("DMSO", "taxol", "nocodazole")
@@ -316,3 +316,36 @@ def test_all_eight_orientations_occur_equally_often(generator):
     seen, counts = moved.flatten(1).unique(dim=0, return_counts=True)
     assert len(seen) == 8
     assert int((counts - 1000).abs().max()) < 150
+
+
+# --- brightness ---
+
+
+def test_brightness_varies_by_channel_and_image_and_leaves_black_black(generator):
+    images = torch.rand(400, 3, 2, 2, generator=generator) * 2 - 1
+    images[:, :, 0, 0] = -1
+    varied = vary_brightness(images, 0.2, generator)
+    assert torch.equal(varied[:, :, 0, 0], images[:, :, 0, 0])
+    gain = ((varied + 1) / (images + 1))[:, :, 1:].log()
+    torch.testing.assert_close(gain[..., 0], gain[..., 1], rtol=0, atol=1e-4)  # all pixels of a channel alike
+    gain = gain[..., 0, 0]
+    assert float(gain.std()) == pytest.approx(0.2, rel=0.1)
+    assert abs(float(gain.mean())) < 0.03
+    assert float(torch.corrcoef(gain.T).triu(1).abs().max()) < 0.15  # channels are independent of each other
+
+
+def test_without_spread_nothing_is_changed_or_drawn(generator):
+    images, before = torch.rand(2, 3, 4, 4), generator.get_state()
+    assert vary_brightness(images, 0.0, generator) is images
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_negative_spread_is_refused(generator):
+    with pytest.raises(ValueError, match=r"must not be negative, got -0\.1"):
+        vary_brightness(torch.zeros(1, 1, 2, 2), -0.1, generator)
+
+
+def test_with_a_list_of_generators_the_brightness_does_not_depend_on_the_batch(generators):
+    images = torch.rand(3, 2, 4, 4)
+    together = vary_brightness(images, 0.3, generators(1, 2, 3))
+    torch.testing.assert_close(together[1:2], vary_brightness(images[1:2], 0.3, generators(2)))

@@ -405,6 +405,22 @@ def test_band_limited_noise_on_its_own_grid_is_white(generator):
     torch.testing.assert_close(band_limited_noise(noise, 8, 8), noise)
 
 
+def test_detail_is_white_noise_within_the_same_variance(generator):
+    scheduler = CellFluxFlowMatchScheduler(
+        source_noise="band_limited", source_noise_grid=6, source_noise_scale=0.5, source_noise_detail=0.6
+    )
+    noise = scheduler.sample_source_noise((4000, 1, 24, 24), generator)
+    torch.testing.assert_close(noise.std(dim=0), torch.full((1, 24, 24), 0.5), rtol=0, atol=3 / math.sqrt(8000))
+    # Neighbours share the smooth part, 0.64 of the variance, and nothing of the rest.
+    assert neighbour_correlation(noise) / 0.25 == pytest.approx(0.64, abs=0.05)
+
+
+@pytest.mark.parametrize("detail", [-0.1, 1.1])
+def test_detail_outside_of_the_noise_is_refused(detail):
+    with pytest.raises(ValueError, match=rf"source_noise_detail must be in \[0, 1\], got {detail}"):
+        CellFluxFlowMatchScheduler(source_noise_detail=detail)
+
+
 @pytest.mark.parametrize("source_noise", ["white", "band_limited"])
 def test_noise_is_scaled(source_noise):
     small, one = (
@@ -418,7 +434,7 @@ def test_noise_is_scaled(source_noise):
 
 @pytest.mark.parametrize("source_noise", ["white", "band_limited"])
 def test_with_a_list_of_generators_a_sample_does_not_depend_on_its_batch(source_noise, generators):
-    scheduler = CellFluxFlowMatchScheduler(source_noise=source_noise)
+    scheduler = CellFluxFlowMatchScheduler(source_noise=source_noise, source_noise_detail=0.3)
     together = scheduler.sample_source_noise((3, 3, 16, 16), generators(5, 6, 7))
     alone = scheduler.sample_source_noise((1, 3, 16, 16), generators(6))
     torch.testing.assert_close(together[1:2], alone)

@@ -102,7 +102,8 @@ def test_help_lists_every_option(scripts):
 
 @pytest.mark.slow
 def test_pretraining_in_two_processes_is_the_same_training(scripts, log_of, same_weights):
-    short = ("--max_train_steps", 8)
+    # With everything that is drawn for a pair.
+    short = ("--max_train_steps", 8, "--control_gain", 0.2, "--source_noise_detail", 0.3)
     one, two = scripts.folder / "one", scripts.folder / "two"
     scripts.run(sys.executable, *scripts.script("pretrain", one, *short, "--train_batch_size", 16))
     scripts.two_processes("pretrain", two, *short, "--train_batch_size", 8)
@@ -111,6 +112,8 @@ def test_pretraining_in_two_processes_is_the_same_training(scripts, log_of, same
         assert a["step"] == b["step"]
         if "loss" in a:
             assert a["loss"] == pytest.approx(b["loss"], rel=1e-3)
+    scheduler = json.loads((one / "scheduler" / "scheduler_config.json").read_text())
+    assert scheduler["source_noise_detail"] == 0.3  # sampling draws the noise of training
 
 
 @pytest.mark.slow
