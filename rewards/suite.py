@@ -616,12 +616,22 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 Weights are safetensors only.
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says.
+            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says; the
+                last one also for a suite that lacks statistics, because an earlier version saved it.
         """
         kwargs.setdefault("use_safetensors", True)
         where = (pretrained_model_name_or_path, "reward suite", kwargs.get("revision"), kwargs.get("token"))
+        tells = kwargs.pop("output_loading_info", False)
         with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            suite, found = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
+        if tells:
+            return suite, found
+        if missing := sorted(found.get("missing_keys", [])):  # zeros, from which everything would be far
+            raise ValueError(
+                f"the reward suite {str(pretrained_model_name_or_path)!r} has no {', '.join(missing)}: an earlier "
+                "version saved it. Fit it again, with `cellfluxrl rewards fit`"
+            )
+        return suite
 
     def save_pretrained(
         self,

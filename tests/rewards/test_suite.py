@@ -4,6 +4,7 @@ import logging
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from cellfluxrl import MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.data.compounds import CONTROL, MOAS
@@ -162,6 +163,16 @@ def test_a_saved_suite_gives_identical_scores(suite, treated, tmp_path, form):
     ours, theirs = suite(*treated, form=form), loaded(*treated, form=form)
     for name, values in ours.items():
         assert torch.equal(theirs[name], values), name
+
+
+def test_a_suite_that_lacks_statistics_is_refused(suite, tmp_path):
+    suite.save_pretrained(tmp_path)
+    (weights,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(weights)
+    del tensors["feature_reference"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="has no feature_reference: an earlier version saved it"):
+        RewardSuite.from_pretrained(tmp_path)
 
 
 def test_fitting_twice_gives_one_suite(suite, simulated_cells):
