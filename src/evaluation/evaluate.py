@@ -205,11 +205,9 @@ def evaluate(
     """
     _check(images, best_of_n)
     given = list(images.generated)
-    candidates = {
-        model: measure_candidates(images.generated[model][:, : max(best_of_n)], images.moa, evaluators)
-        for model in (given if best_of_n else ())
-    }
-    if max(best_of_n, default=1) > 1:
+    most = max(best_of_n, default=0)
+    candidates = {m: measure_candidates(images.generated[m][:, :most], images.moa, evaluators) for m in given if most}
+    if most > 1:
         images = _with_matched(images, candidates, evaluators)
     sets = {CONTROL_ROW: images.control, **{name: g[:, 0] for name, g in images.generated.items()}}
     sets[REAL_ROW] = images.real
