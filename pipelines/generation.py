@@ -175,7 +175,7 @@ def generate_images(
 
 
 class _RecordingMatch(StreamingMatch):
-    """Keeps the statistics of what it has chosen since it was last asked, by MoA."""
+    """Keeps what is compared of the images that it has chosen since it was last asked, by MoA."""
 
     def __init__(self) -> None:
         super().__init__()
