@@ -128,6 +128,10 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(f"source_noise_scale must not be negative, got {source_noise_scale}")
         if not 0 <= source_noise_detail <= 1:
             raise ValueError(f"source_noise_detail must be in [0, 1], got {source_noise_detail}")
+        if source_noise_detail > 0 and source_noise == "white":
+            raise ValueError(
+                f"source_noise_detail={source_noise_detail} is for band_limited noise, white has it anyway"
+            )
         self.order = len(RUNGE_KUTTA[solver].nodes) if solver in RUNGE_KUTTA else 1
         self.grid = torch.empty(0)
         self.timesteps = torch.empty(0)

@@ -418,7 +418,12 @@ def test_detail_is_white_noise_within_the_same_variance(generator):
 @pytest.mark.parametrize("detail", [-0.1, 1.1])
 def test_detail_outside_of_the_noise_is_refused(detail):
     with pytest.raises(ValueError, match=rf"source_noise_detail must be in \[0, 1\], got {detail}"):
-        CellFluxFlowMatchScheduler(source_noise_detail=detail)
+        CellFluxFlowMatchScheduler(source_noise="band_limited", source_noise_detail=detail)
+
+
+def test_white_noise_has_no_detail_to_add():
+    with pytest.raises(ValueError, match=r"source_noise_detail=0\.2 is for band_limited noise"):
+        CellFluxFlowMatchScheduler(source_noise="white", source_noise_detail=0.2)
 
 
 @pytest.mark.parametrize("source_noise", ["white", "band_limited"])
@@ -432,9 +437,9 @@ def test_noise_is_scaled(source_noise):
     torch.testing.assert_close(small, 0.25 * one)
 
 
-@pytest.mark.parametrize("source_noise", ["white", "band_limited"])
-def test_with_a_list_of_generators_a_sample_does_not_depend_on_its_batch(source_noise, generators):
-    scheduler = CellFluxFlowMatchScheduler(source_noise=source_noise, source_noise_detail=0.3)
+@pytest.mark.parametrize(("source_noise", "detail"), [("white", 0.0), ("band_limited", 0.0), ("band_limited", 0.3)])
+def test_with_a_list_of_generators_a_sample_does_not_depend_on_its_batch(source_noise, detail, generators):
+    scheduler = CellFluxFlowMatchScheduler(source_noise=source_noise, source_noise_detail=detail)
     together = scheduler.sample_source_noise((3, 3, 16, 16), generators(5, 6, 7))
     alone = scheduler.sample_source_noise((1, 3, 16, 16), generators(6))
     torch.testing.assert_close(together[1:2], alone)
