@@ -9,7 +9,9 @@ results.json and the tables. It goes on where it was stopped; several of them ma
 is no --data_dir, and --base defaults to the one that ships with the package.
 
 Base, classifier, reward suite, held-out controls and their noise are the same for all; what differs between seeds is
-everything random in post-training. An error is the standard error over seeds and that of the evaluation, together.
+everything random in post-training. "calibrated": from held-out controls at the intensities of those of training
+([`CellFluxPipeline.calibrate`]), for the base and the variants that `calibrated` names. An error is the standard error
+over seeds and that of the evaluation, together.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,8 +59,9 @@ class Evaluator:
     def scored(self, images: torch.Tensor, moa: Sequence[str]) -> Scored:
         return score_images(images, moa, self.suite, self.judge)
 
-    def candidates(self, pipeline: CellFluxPipeline) -> Scored:
-        images = generate_candidates(pipeline, self.cells, self.steps, 0, self.accelerator)
+    def candidates(self, pipeline: CellFluxPipeline, calibrated: bool = False) -> Scored:
+        cells = replace(self.cells, controls=pipeline.calibrate(self.cells.controls)) if calibrated else self.cells
+        images = generate_candidates(pipeline, cells, self.steps, 0, self.accelerator)
         return self.scored(images, [m for m in self.cells.moa for _ in range(CANDIDATES)])
 
     def row(self, scored: Scored) -> Row:
@@ -140,7 +144,7 @@ def main() -> None:
     judge = MoAClassifier.from_pretrained(args.judge)
     held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.controls, seed=0)
     evaluator = Evaluator(suite, judge, held_out, rl.RLArguments(**common).num_inference_steps)
-    base_candidates = evaluator.candidates(base)
+    base_candidates, calibrated = evaluator.candidates(base), evaluator.candidates(base, calibrated=True)
 
     for name in args.only.split(",") if args.only else variants:
         for seed in args.seeds:
@@ -158,6 +162,10 @@ def main() -> None:
                 "minus base": {c: (d.mean, d.standard_error) for c, d in differences.items()},
                 "seconds": seconds,
             }
+            if name in study.get("calibrated", []):
+                candidates = evaluator.candidates(pipeline, calibrated=True)
+                evaluation["calibrated"] = evaluator.row(evaluator.first(candidates))
+                evaluation["calibrated, match"] = evaluator.row(evaluator.first(candidates, "match", CANDIDATES))
             (own / "evaluation.json").write_text(json.dumps(evaluation, indent=2))
             print(
                 f"\n{name}, seed {seed}: {seconds:.0f} s", {k: v[0] for k, v in evaluation["row"].items()}, flush=True
@@ -169,17 +177,23 @@ def main() -> None:
         "base": evaluator.row(evaluator.first(base_candidates)),
         "base, best of 4": evaluator.row(evaluator.first(base_candidates, "best", CANDIDATES)),
         "base, match of 4": evaluator.row(evaluator.first(base_candidates, "match", CANDIDATES)),
+        "base, calibrated": evaluator.row(evaluator.first(calibrated)),
+        "base, calibrated, match of 4": evaluator.row(evaluator.first(calibrated, "match", CANDIDATES)),
     }
-    seconds, matched, single = {}, {}, {}
+    seconds, more, single = {}, {}, {}
     for name in variants:
         paths = sorted((folder / name).glob("seed*/evaluation.json"))
         done = [json.loads(path.read_text()) for path in paths]
         if done:
             single |= {f"{name}/{path.parent.name}": e["row"] for path, e in zip(paths, done, strict=True)}
             rows[name] = over_seeds([e["row"] for e in done])
-            matched[f"{name}, match of 4"] = over_seeds([e["match"] for e in done])
+            if name in study.get("match", []):
+                more[f"{name}, match of 4"] = over_seeds([e["match"] for e in done])
+            if name in study.get("calibrated", []):
+                more[f"{name}, calibrated"] = over_seeds([e["calibrated"] for e in done])
+                more[f"{name}, calibrated, match of 4"] = over_seeds([e["calibrated, match"] for e in done])
             seconds[name] = [round(e["seconds"]) for e in done]
-    rows |= {name: row for name, row in matched.items() if name.removesuffix(", match of 4") in study.get("match", [])}
+    rows |= more
     (folder / "results.json").write_text(json.dumps({"rows": rows | single, "seconds": seconds}, indent=2))
     columns = list(rows["base"])
     for part in (columns[:8], columns[8:]):

@@ -6,9 +6,11 @@ OMP_NUM_THREADS=1 python benchmarks/test_time_scaling.py --pipeline DIR --judge 
 For each seed (other held-out controls, other noise) and each N the chosen images are compared with held-out treated
 cells that are neither those of the rewards nor those of the row "real treated". Every row of one N has cost the same.
 Prints a table for each N, mean ± standard error over the seeds, and writes results.json and curves.png; a seed that is
-done, in seedS.json, is not done again. Several pipelines, such as those of several seeds of post-training, take turns
-over the seeds. A pipeline without rewards gets a suite that is fitted on the training plates, with a classifier that
-is trained first (or --classifier).
+done, in seedS.json, is not done again. The row "N, limit" is matched on the features of frechet_image themselves,
+with the very cells that it is then compared with: about as near as any choice among N candidates can come in that
+column. Several pipelines, such as those of several seeds of post-training, take turns over the seeds. A pipeline
+without rewards gets a suite that is fitted on the training plates, with a classifier that is trained first (or
+--classifier).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import datasets
@@ -31,6 +33,7 @@ from cellfluxrl import CellFluxRLPipeline, ControlTreatedPairs, MoAClassifier, R
 from cellfluxrl.evaluation.figures import COLORS, DOTS_PER_INCH, styled
 from cellfluxrl.evaluation.metrics import frechet_distance, image_features, mean_wasserstein, relative_spread
 from cellfluxrl.evaluation.report import format_table
+from cellfluxrl.evaluation.selection import select_match
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
 from cellfluxrl.rewards.energy import pairwise
@@ -144,10 +147,22 @@ def rows_of_one_seed(
             selected = choose_candidates(suite, first, cells.moa, selection)
             seen = candidates.take(torch.arange(count) * most + selected, selected)
             rows[f"{number}, {selection}" if number > 1 else "1"] = measures(seen, real)
+        if number > 1:
+            selected = choose_by_image_features(candidates, real, number)
+            seen = candidates.take(torch.arange(count) * most + selected, selected)
+            rows[f"{number}, limit"] = measures(seen, real)
         for search in SEARCHES if number > 1 else ():
             images = generate(best_of_n=number, search=search)
             rows[f"{number}, {search}"] = measures(chosen_of(look(images, cells.moa, suite, judge), 1), real)
     return rows
+
+
+def choose_by_image_features(candidates: Seen, real: Seen, number: int) -> torch.Tensor:
+    """Match the first `number` candidates of each control to the real cells in the features of `frechet_image`."""
+    controls = len(candidates.scores.vectors)
+    scale = np.maximum(real.image_features.std(axis=0), 1e-6)
+    ours, theirs = (torch.from_numpy(seen.image_features / scale) for seen in (candidates, real))
+    return select_match(ours.unflatten(0, (controls, -1))[:, :number], theirs)
 
 
 def chosen_of(seen: Seen, per_control: int) -> Seen:
@@ -248,6 +263,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells_per_moa", type=int, default=400, help="of simulated cells")
     parser.add_argument("--classifier_steps", type=int, default=1100, help="for a pipeline without rewards")
     parser.add_argument("--controls", type=int, default=156)
+    parser.add_argument("--calibrate", action="store_true", help="controls at the intensities of those of training")
     parser.add_argument("--numbers", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32], help="N")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--num_inference_steps", type=int, default=10)
@@ -269,6 +285,8 @@ def main() -> None:
         if not path.is_file():
             held_out = held_out_cells(pairs, arguments.controls, seed)
             pipe = pipelines[number % len(pipelines)]
+            if arguments.calibrate:
+                held_out = replace(held_out, controls=pipe.calibrate(held_out.controls))
             rows = rows_of_one_seed(pipe, accelerator, judge, held_out, arguments.numbers, settings, seed)
             path.write_text(json.dumps(rows, indent=2))
         by_seed.append(json.loads(path.read_text()))

@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
 
+from cellfluxrl.data.calibration import intensity_levels, match_levels
 from cellfluxrl.data.images import to_pil
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub import check_repo_id
@@ -66,6 +67,8 @@ class CellFluxPipeline(DiffusionPipeline):
         unet ([`CellFluxUNet2DModel`]): The velocity network.
         scheduler ([`CellFluxFlowMatchScheduler`]): Solver, time grid and source noise.
         encoder ([`CompoundEncoder`]): Compound names or SMILES to conditions.
+        control_levels (`dict[str, list[float]]`, *optional*): Intensities of the controls of training, by channel
+            ([`control_levels`]), to which [`calibrate`] brings those of other plates.
 
     Example:
         >>> pipe = CellFluxPipeline.from_pretrained("runs/demo/pipeline")                          # doctest: +SKIP
@@ -78,10 +81,15 @@ class CellFluxPipeline(DiffusionPipeline):
     _interrupt = False
 
     def __init__(
-        self, unet: CellFluxUNet2DModel, scheduler: CellFluxFlowMatchScheduler, encoder: CompoundEncoder
+        self,
+        unet: CellFluxUNet2DModel,
+        scheduler: CellFluxFlowMatchScheduler,
+        encoder: CompoundEncoder,
+        control_levels: dict[str, list[float]] | None = None,
     ) -> None:
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, encoder=encoder)
+        self.register_to_config(control_levels=control_levels)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
@@ -196,6 +204,46 @@ class CellFluxPipeline(DiffusionPipeline):
     def is_conditioned_on_dose(self) -> bool:
         """Whether the network sees the concentration beside the compound."""
         return getattr(self.encoder.config, "log_dose", False)
+
+    def calibrate(self, control_images: ControlImages, plate_controls: ControlImages | None = None) -> torch.Tensor:
+        """
+        Controls of another plate, at the intensities of the controls that the network was trained on.
+
+        Staining and exposure differ between plates, and what is generated follows its control. Each pixel gets the
+        intensity that has its rank among the controls of training, channel by channel ([`match_levels`]).
+
+        Args:
+            control_images: Control cells of one plate; see [`as_control_images`].
+            plate_controls (*optional*): Many controls of the same plate, 20 or more, whose ranks count; by default
+                `control_images` themselves.
+
+        Returns:
+            `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1]: what the pipeline takes.
+
+        Raises:
+            ValueError: If the pipeline does not know those of training, there are too few of the plate, or a channel
+                is the same everywhere.
+
+        Example:
+            >>> images = pipe(pipe.calibrate(controls), compound="taxol").images               # doctest: +SKIP
+        """
+        images = as_control_images(control_images, self.channel_names)
+        plate = images if plate_controls is None else as_control_images(plate_controls, self.channel_names)
+        return match_levels(images, intensity_levels(plate.cpu().numpy()), self.training_levels())
+
+    def training_levels(self) -> np.ndarray:
+        """
+        [`intensity_levels`] of the controls of training, in [-1, 1]: `(C, 201)`.
+
+        Raises:
+            ValueError: If the pipeline does not know them.
+        """
+        if not self.config.control_levels:
+            raise ValueError(
+                "this pipeline does not know the intensities of the controls that it was trained on: an earlier "
+                "version saved it, or they were too few"
+            )
+        return 2 * np.array([self.config.control_levels[name] for name in self.channel_names]) - 1
 
     def check_inputs(
         self,

@@ -66,7 +66,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
     [`CellFluxPipeline`] with a reward suite, which scores the samples and chooses among several of each control.
 
     Args:
-        unet, scheduler, encoder: As in [`CellFluxPipeline`].
+        unet, scheduler, encoder, control_levels: As in [`CellFluxPipeline`].
         rewards ([`RewardSuite`], *optional*): Without it the pipeline generates, but does not score or choose.
 
     Example:
@@ -86,8 +86,9 @@ class CellFluxRLPipeline(CellFluxPipeline):
         scheduler: CellFluxFlowMatchScheduler,
         encoder: CompoundEncoder,
         rewards: RewardSuite | None = None,
+        control_levels: dict[str, list[float]] | None = None,
     ) -> None:
-        super().__init__(unet, scheduler, encoder)
+        super().__init__(unet, scheduler, encoder, control_levels)
         self.register_modules(rewards=rewards)
 
     @torch.no_grad()

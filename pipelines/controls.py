@@ -9,11 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
+from cellfluxrl.data.calibration import intensity_levels, match_levels, spread
 from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.rewards.reading import ImagesToScore, images_of_dataset, images_of_files, is_dataset, load_split
 
 # Of a data set's columns, those that say where a control is from.
@@ -89,6 +92,28 @@ def open_controls(
         if column in images.rows:
             rows[f"control_{column}"] = images.rows[column].iloc[kept].to_numpy()
     return Controls(rows, lambda row: read(kept[row]), [*images.skipped, *skipped])
+
+
+def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
+    """
+    The same controls at the intensities of those of training ([`CellFluxPipeline.calibrate`]), plate by plate.
+
+    Images of files, which name no plate, are taken to be of one. Rows and digests stay as they are.
+
+    Raises:
+        ValueError: If a plate has fewer than 20 controls, or the pipeline does not know those of training.
+    """
+    reference, own = pipe.training_levels(), {}
+    plate_of = controls.rows.get("control_plate", pd.Series([""] * len(controls.rows))).to_numpy()
+    for plate in pd.unique(plate_of):
+        rows = np.flatnonzero(plate_of == plate)
+        own[plate] = intensity_levels(np.stack([2 * controls.read(row) - 1 for row in rows[spread(len(rows))]]))
+
+    def read(row: int) -> np.ndarray:
+        image = torch.from_numpy(2 * controls.read(row) - 1)[None]
+        return ((match_levels(image, own[plate_of[row]], reference) + 1) / 2)[0].numpy()
+
+    return Controls(controls.rows, read, controls.skipped)
 
 
 def _check_channels(own_names: tuple[str, ...], channel_names: Sequence[str]) -> None:

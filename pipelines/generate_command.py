@@ -55,6 +55,7 @@ def generate(argv: Sequence[str]) -> None:
         seed=args.seed,
         format=args.format,
         batch_size=args.batch_size,
+        calibrate=args.calibrate,
     )
     given = read_treatments(args.compounds_file) if args.compounds_file else parse_treatments(args.compounds)
     pipe, revision = _load_pipeline(args.pipeline, args.cpu)
@@ -109,6 +110,7 @@ def parser() -> CommandParser:
     add("--channels", nargs="+", help="channels of the files, in order; default: those of the network")
     add("--split", help="which part of a data set; default: test")
     add("--max_controls", type=int, help="take at most so many, evenly spread over all")
+    add("--calibrate", action="store_true", help="bring each plate's controls to the intensities of those of training")
     add("--overwrite", action="store_true", help="delete what an earlier run has left in --output_dir")
     add("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
     add_json_option(parser)

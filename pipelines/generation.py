@@ -26,7 +26,7 @@ from cellfluxrl.evaluation.selection import StreamingMatch
 from cellfluxrl.pipelines import generation_folder
 from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES, CellFluxRLPipeline
-from cellfluxrl.pipelines.controls import Controls
+from cellfluxrl.pipelines.controls import Controls, calibrated
 from cellfluxrl.pipelines.generated_files import FORMATS, SUFFIXES, write_dataset, write_image, write_whole
 from cellfluxrl.pipelines.treatments import Treatment
 from cellfluxrl.rewards.suite import RewardSuite
@@ -50,6 +50,8 @@ class GenerationSettings:
         format (`str`): `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
         batch_size (`int`): Images that are generated, written and recorded together, and that go through the network
             at a time.
+        calibrate (`bool`): Whether the controls of each plate are brought to the intensities of those of training
+            ([`CellFluxPipeline.calibrate`]).
     """
 
     num_per_control: int = 1
@@ -61,6 +63,7 @@ class GenerationSettings:
     seed: int = 0
     format: str = "tiff"
     batch_size: int = 16
+    calibrate: bool = False
 
     def __post_init__(self) -> None:
         for name in ("num_per_control", "best_of_n", "num_inference_steps", "batch_size"):
@@ -151,6 +154,8 @@ def generate_images(
         "skipped": controls.skipped,
     }
     provenance = json.loads(json.dumps(provenance))
+    if settings.calibrate:
+        controls = calibrated(controls, pipe)
     run = _Run(pipe, controls, treatments, conditions, settings, folder)
     with generation_folder.locked(folder):
         sessions, is_complete = generation_folder.take_up(folder, provenance, overwrite)

@@ -65,7 +65,8 @@ def push_pipeline(
     folder = Path(folder)
     index, texts = with_shims(json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8")))
     texts[PIPELINE_INDEX] = json.dumps(index, indent=2) + "\n"
-    components = [name for name, value in index.items() if not name.startswith("_") and value[0]]
+    entries = {name: value for name, value in index.items() if not name.startswith("_") and isinstance(value, list)}
+    components = [name for name, value in entries.items() if value[0]]
     names = [name for component in components for name in _component_files(folder, component)]
     names += _present(folder, LOG_NAME, find_picture(folder))
     return _push(

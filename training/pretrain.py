@@ -25,6 +25,7 @@ from cellfluxrl.checkpoints import (
     restore_optimizer,
     save_checkpoint,
 )
+from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness
 from cellfluxrl.evaluation.condition_use import condition_use
 from cellfluxrl.hub_arguments import hub_repository, publish_run
@@ -287,7 +288,7 @@ def train(
     accelerator.wait_for_everyone()
 
     # 4. Measure how much the compound is used, and save the averaged weights as a pipeline
-    pipeline = CellFluxPipeline(unet=trainer.average, scheduler=scheduler, encoder=encoder)
+    pipeline = CellFluxPipeline(trainer.average, scheduler, encoder, control_levels(pairs))
     if accelerator.is_main_process:
         log.write(args.max_train_steps, trainer.condition_use())
         pipeline.save_pretrained(args.output_dir)

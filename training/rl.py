@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from cellfluxrl.averaging import frozen_copy
 from cellfluxrl.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub_arguments import hub_repository, publish_run
@@ -240,9 +241,8 @@ def train(
         run(args, accelerator, trainer, suite, monitor)
 
     # 4. Save
-    trained = CellFluxRLPipeline(
-        unet=merged(trainer.average), scheduler=pipeline.scheduler, encoder=pipeline.encoder, rewards=suite
-    )
+    levels = pipeline.config.control_levels or control_levels(trainer.task.pairs)
+    trained = CellFluxRLPipeline(merged(trainer.average), pipeline.scheduler, pipeline.encoder, suite, levels)
     if accelerator.is_main_process:
         trained.save_pretrained(Path(args.output_dir))
         write_record(args.output_dir, "rl", args, cells)

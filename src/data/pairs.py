@@ -124,6 +124,11 @@ class ControlTreatedPairs:
     def __len__(self) -> int:
         return len(self.treated_rows)
 
+    def control_rows(self) -> torch.Tensor:
+        """Row in `images` of each control that is drawn: those of the plates and splits that have treated cells."""
+        places = torch.stack([self._control_start, self._control_size], dim=1).unique(dim=0).tolist()
+        return torch.cat([self._control_rows[start : start + size] for start, size in places])
+
     def draw(self, batch_size: int, generator: torch.Generator, augment: bool = True) -> PairBatch:
         """Draw pairs at random with replacement; `augment` flips and transposes both sides independently."""
         chosen = torch.randint(len(self), (batch_size,), generator=generator)

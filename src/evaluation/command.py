@@ -131,6 +131,7 @@ def parser() -> CommandParser:
     )
     add("--num_inference_steps", type=int, default=10, help="steps of the solver; default: 10")
     add("--guidance_scale", type=float, default=1.0, help="default: 1, no guidance")
+    add("--calibrate", action="store_true", help="bring each plate's controls to the intensities of those of training")
     add("--data_dir", help="for 'crops': folder with one PLATE.npz a plate")
     add("--test_plates", nargs="*", help="held-out plates, instead of the test split")
     add("--image_size", type=int, help="of 'simulated' and 'crops'; default: that of the rewards")
@@ -329,6 +330,18 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     return {"num_inference_steps": args.num_inference_steps, "guidance_scale": args.guidance_scale}
 
 
+def _sources(
+    args: argparse.Namespace, pipelines: dict[str, CellFluxRLPipeline], held_out: HeldOutCells
+) -> dict[str, np.ndarray]:
+    """The controls that each pipeline starts from."""
+    from cellfluxrl.evaluation.generating import calibrated
+
+    if not args.calibrate:
+        return dict.fromkeys(pipelines, held_out.control)
+    plates = held_out.table["plate"].to_numpy()
+    return {name: calibrated(pipeline, held_out.control, plates) for name, pipeline in pipelines.items()}
+
+
 def _generate(
     args: argparse.Namespace,
     pipelines: dict[str, CellFluxRLPipeline],
@@ -340,18 +353,19 @@ def _generate(
     from cellfluxrl.evaluation.measuring import weights_hash
 
     generated = {}
+    sources = _sources(args, pipelines, held_out)
     for part, (name, pipeline) in zip(("pipeline", "against"), pipelines.items(), strict=False):
         provenance = {
             "pipeline": args.pipeline if part == "pipeline" else args.against,
             "weights": weights_hash(pipeline.unet),
             "scheduler": {k: v for k, v in pipeline.scheduler.config.items() if not k.startswith("_")},
-            "controls": hashlib.sha256(np.ascontiguousarray(held_out.control).data).hexdigest(),
+            "controls": hashlib.sha256(np.ascontiguousarray(sources[name]).data).hexdigest(),
             "conditions": hashlib.sha256(held_out.table.to_csv().encode()).hexdigest(),
             "cellfluxrl": __version__,
         }
         generated[name] = generate_candidates(
             pipeline,
-            held_out.control,
+            sources[name],
             held_out.table,
             Path(args.output_dir) / part,
             provenance,
@@ -381,9 +395,10 @@ def _trajectories(
 
     rows = held_out.table.drop_duplicates("moa").index[:TRAJECTORIES].to_numpy()
     table = held_out.table.loc[rows]
+    sources = _sources(args, pipelines, held_out)
     return {
         name: (
-            generate_trajectories(p, held_out.control[rows], table, args.seed, **_settings(args)),
+            generate_trajectories(p, sources[name][rows], table, args.seed, **_settings(args)),
             table["compound"].tolist(),
         )
         for name, p in pipelines.items()

@@ -75,6 +75,23 @@ def generate_candidates(
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
 
+def calibrated(pipeline: CellFluxPipeline, control: np.ndarray, plates: np.ndarray) -> np.ndarray:
+    """
+    Controls, uint8 `(N, C, H, W)`, at the intensities of the pipeline's training, plate by plate.
+
+    Raises:
+        ValueError: As [`CellFluxPipeline.calibrate`] says, naming the plate.
+    """
+    result = np.empty_like(control)
+    for plate in np.unique(plates):
+        own = plates == plate
+        try:
+            result[own] = to_uint8(pipeline.calibrate(control[own]))
+        except ValueError as error:
+            raise ValueError(f"plate {str(plate)!r} cannot be calibrated: {error}") from None
+    return result
+
+
 def _finished(path: Path, record: Path, provenance: Mapping[str, Any]) -> int:
     """How many controls are finished."""
     if not (path.is_file() and record.is_file()):

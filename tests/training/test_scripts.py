@@ -41,6 +41,7 @@ def test_pretrain_writes_a_pipeline_checkpoints_and_a_log(base, log_of, same_wei
     images = pipeline(torch.zeros(2, 3, 16, 16), compound="taxol", num_inference_steps=1, output_type="pt").images
     assert images.shape == (2, 3, 16, 16)
     assert images.isfinite().all()
+    assert pipeline.training_levels().shape == (3, 201)
 
 
 @pytest.mark.slow
@@ -67,6 +68,7 @@ def test_rl_writes_a_pipeline_with_rewards_checkpoints_and_a_log(post_trained, b
     average = load_file(post_trained / "checkpoint-12" / "average.safetensors")
     assert all(torch.equal(value, average[name]) for name, value in pipeline.unet.state_dict().items())
     before = CellFluxPipeline.from_pretrained(base).unet.state_dict()
+    assert pipeline.config.control_levels == CellFluxPipeline.from_pretrained(base).config.control_levels
     assert any(not torch.equal(value, before[name]) for name, value in pipeline.unet.state_dict().items())
     out = pipeline(torch.zeros(2, 3, 16, 16), compound="taxol", num_inference_steps=1, output_type="pt")
     assert out.images.shape == (2, 3, 16, 16)
