@@ -5,6 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, ControlTreatedPairs, cli
 from cellfluxrl.data.calibration import control_levels
@@ -66,10 +67,10 @@ def test_a_whole_plate_is_its_own_measure(pipe, training_controls):
     assert float((ours - (torch.from_numpy(training_controls) / 127.5 - 1)).abs().mean()) < 0.02
 
 
-@pytest.mark.parametrize("kind", [CellFluxPipeline, CellFluxRLPipeline])
+@pytest.mark.parametrize("kind", [CellFluxPipeline, CellFluxRLPipeline, DiffusionPipeline])
 def test_the_levels_are_saved_and_loaded(pipe, levels, kind, tmp_path):
     pipe.save_pretrained(tmp_path)
-    loaded = kind.from_pretrained(tmp_path)
+    loaded = kind.from_pretrained(tmp_path, **({"trust_remote_code": True} if kind is DiffusionPipeline else {}))
     assert loaded.config.control_levels == levels
     np.testing.assert_array_equal(loaded.training_levels(), pipe.training_levels())
 
