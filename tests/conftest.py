@@ -57,6 +57,11 @@ def parity_dir() -> Path:
     return folder_from_environment("CELLFLUXRL_PARITY_DIR", SHARED / "parity")
 
 
+@pytest.fixture(scope="session")
+def real_fields_dir() -> Path:
+    return folder_from_environment("CELLFLUXRL_REAL_FIELDS_DIR", SHARED / "real_fields")
+
+
 @pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(0)

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from conftest import SHARED, folder_from_environment
 from datasets import load_dataset
 from PIL import Image
 
@@ -459,10 +458,9 @@ def test_any_damaged_cell_is_refused_or_changes_that_cell_only(tmp_path):
 # --- a real field ---
 
 
-def test_a_real_field_of_another_screen(tmp_path):
+def test_a_real_field_of_another_screen(real_fields_dir, tmp_path):
     """One Cell Painting field (BBBC022, U2OS, three channels) as a plate with a control well and a treated one."""
-    real = folder_from_environment("CELLFLUXRL_REAL_FIELDS_DIR", SHARED / "real_fields")
-    stack = tifffile.imread(real / "bbbc022_IXMtest_A02_s9.tif")
+    stack = tifffile.imread(real_fields_dir / "bbbc022_IXMtest_A02_s9.tif")
     tifffile.imwrite(tmp_path / "A02.tif", stack, photometric="minisblack")
     tifffile.imwrite(tmp_path / "A03.tif", stack[:, ::-1], photometric="minisblack")
     rows = [
