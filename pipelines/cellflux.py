@@ -124,9 +124,23 @@ class CellFluxPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """The index of a pipeline's folder, with the installed modules for what it loads through files of its own."""
+        """
+        The index of a pipeline's folder, with the installed modules for what it loads through files of its own.
+
+        Components that this class does not have, such as the rewards of a post-trained pipeline that is loaded as a
+        base, are left out.
+        """
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        return with_modules(config) if isinstance(config, dict) else (with_modules(config[0]), *config[1:])
+        return cls._own_index(config) if isinstance(config, dict) else (cls._own_index(config[0]), *config[1:])
+
+    @classmethod
+    def _own_index(cls, index: dict[str, Any]) -> dict[str, Any]:
+        own, _ = cls._get_signature_keys(cls)
+        return {
+            name: value
+            for name, value in with_modules(index).items()
+            if name.startswith("_") or name in own or not isinstance(value, list)
+        }
 
     def save_pretrained(
         self,

@@ -4,6 +4,7 @@ import shutil
 import subprocess
 import sys
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -212,10 +213,13 @@ def test_a_folder_that_is_no_pipeline_says_what_it_holds(tmp_path):
         CellFluxPipeline.from_pretrained(tmp_path)
 
 
-def test_the_pipeline_of_a_saved_rl_pipeline_can_be_loaded_alone(pipeline, generate, tmp_path):
+def test_the_pipeline_of_a_saved_rl_pipeline_can_be_loaded_alone(pipeline, generate, tmp_path, caplog):
     pipeline.save_pretrained(tmp_path)
+    diffusers.utils.logging.enable_propagation()
     loaded = CellFluxPipeline.from_pretrained(tmp_path)
+    diffusers.utils.logging.disable_propagation()
     assert set(loaded.components) == {"unet", "scheduler", "encoder"}
+    assert "ignored" not in caplog.text
     assert torch.equal(generate(pipe=loaded).images, generate().images)
 
 
