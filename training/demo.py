@@ -251,7 +251,8 @@ def findings(evaluation: Evaluation) -> list[str]:
             f"{' (' + ', '.join(better) + ')' if better else ''}, "
             f"worse on {len(worse)}{' (' + ', '.join(worse) + ')' if worse else ''}; "
             f"independent classifier {by_column['judge'].mean:+.4f} ± {by_column['judge'].standard_error:.4f}; "
-            f"Frechet distance {rows[name]['frechet'][0] / rows['base']['frechet'][0]:.2f} times the base's."
+            f"Frechet distance {rows[name]['frechet'][0] / rows['base']['frechet'][0]:.2f} times the base's, "
+            f"Wasserstein distance {rows[name]['wasserstein'][0] / rows['base']['wasserstein'][0]:.2f} times."
         )
     real, real_error = rows["real treated"]["combined"]
     above = [

@@ -64,6 +64,8 @@ def test_demo_ends_with_table_pictures_report_and_pipeline(demo: Path) -> None:
     html = (demo / "runs/demo/report.html").read_text()
     assert html.count("data:image/png;base64,") == 4
     assert "real treated" in html
+    distances = {name: results["rows"][name]["wasserstein"][0] for name in ("RL", "base")}
+    assert f"Wasserstein distance {distances['RL'] / distances['base']:.2f} times" in html
     assert (demo / "runs/demo/pipeline/model_index.json").is_file()
 
 
