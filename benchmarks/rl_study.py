@@ -144,7 +144,7 @@ def main() -> None:
     judge = MoAClassifier.from_pretrained(args.judge)
     held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.controls, seed=0)
     evaluator = Evaluator(suite, judge, held_out, rl.RLArguments(**common).num_inference_steps)
-    base_candidates, calibrated = evaluator.candidates(base), evaluator.candidates(base, calibrated=True)
+    base_candidates = evaluator.candidates(base)
 
     for name in args.only.split(",") if args.only else variants:
         for seed in args.seeds:
@@ -177,9 +177,11 @@ def main() -> None:
         "base": evaluator.row(evaluator.first(base_candidates)),
         "base, best of 4": evaluator.row(evaluator.first(base_candidates, "best", CANDIDATES)),
         "base, match of 4": evaluator.row(evaluator.first(base_candidates, "match", CANDIDATES)),
-        "base, calibrated": evaluator.row(evaluator.first(calibrated)),
-        "base, calibrated, match of 4": evaluator.row(evaluator.first(calibrated, "match", CANDIDATES)),
     }
+    if study.get("calibrated"):
+        calibrated = evaluator.candidates(base, calibrated=True)
+        rows["base, calibrated"] = evaluator.row(evaluator.first(calibrated))
+        rows["base, calibrated, match of 4"] = evaluator.row(evaluator.first(calibrated, "match", CANDIDATES))
     seconds, more, single = {}, {}, {}
     for name in variants:
         paths = sorted((folder / name).glob("seed*/evaluation.json"))

@@ -12,8 +12,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cellfluxrl.data.calibration import intensity_levels, match_levels, spread
+from cellfluxrl.data.calibration import MOST_IMAGES, intensity_levels, match_levels
 from cellfluxrl.data.compounds import CONTROL
+from cellfluxrl.data.images import evenly_spread
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
@@ -85,7 +86,7 @@ def open_controls(
         scaled = np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image)
         return np.ascontiguousarray(scaled[order])
 
-    candidates = _spread(len(images.rows), max_controls)
+    candidates = evenly_spread(len(images.rows), max_controls).tolist()
     kept, digests, skipped = _check_each(images, candidates, read, image_size)
     rows = pd.DataFrame({"control": images.rows["source"].iloc[kept].tolist(), "control_sha256": digests})
     for column in PLACE:
@@ -107,7 +108,8 @@ def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
     plate_of = controls.rows.get("control_plate", pd.Series([""] * len(controls.rows))).to_numpy()
     for plate in pd.unique(plate_of):
         rows = np.flatnonzero(plate_of == plate)
-        own[plate] = intensity_levels(np.stack([2 * controls.read(row) - 1 for row in rows[spread(len(rows))]]))
+        rows = rows[evenly_spread(len(rows), MOST_IMAGES)]
+        own[plate] = intensity_levels(np.stack([2 * controls.read(row) - 1 for row in rows]))
 
     def read(row: int) -> np.ndarray:
         image = torch.from_numpy(2 * controls.read(row) - 1)[None]
@@ -136,12 +138,6 @@ def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) 
         raise ValueError(f"none of the {len(cells)} cells of {name!r}, split {split!r}, is a control")
     images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL)
     return ImagesToScore(images.rows.assign(source=[f"row {row}" for row in rows]), images.read)
-
-
-def _spread(count: int, at_most: int | None) -> list[int]:
-    if at_most is None or at_most >= count:
-        return list(range(count))
-    return np.linspace(0, count - 1, at_most).round().astype(int).tolist()
 
 
 def _check_each(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from cellfluxrl.data.images import evenly_spread
 from cellfluxrl.data.pairs import ControlTreatedPairs
 
 LEVELS = 201
@@ -30,13 +31,8 @@ def intensity_levels(images: np.ndarray) -> np.ndarray:
         raise ValueError(
             f"the intensities of a plate are taken from {FEWEST_IMAGES} of its controls or more, got {len(images)}"
         )
-    pixels = np.moveaxis(images[spread(len(images))], 1, 0).reshape(images.shape[1], -1)
+    pixels = np.moveaxis(images[evenly_spread(len(images), MOST_IMAGES)], 1, 0).reshape(images.shape[1], -1)
     return np.quantile(pixels, np.linspace(0, 1, LEVELS), axis=1).T
-
-
-def spread(count: int) -> np.ndarray:
-    """Positions of as many of `count` images as are looked at, from the first to the last."""
-    return np.linspace(0, count - 1, min(count, MOST_IMAGES)).round().astype(int)
 
 
 def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -> torch.Tensor:
@@ -80,5 +76,5 @@ def control_levels(pairs: ControlTreatedPairs) -> dict[str, list[float]]:
     rows = pairs.control_rows()
     if len(rows) < FEWEST_IMAGES:
         return {}
-    levels = intensity_levels(pairs.images[rows[spread(len(rows))].numpy()]) / 255
+    levels = intensity_levels(pairs.images[rows[evenly_spread(len(rows), MOST_IMAGES)].numpy()]) / 255
     return dict(zip(pairs.channel_names, levels.round(4).tolist(), strict=True))

@@ -112,3 +112,8 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     if images.shape[1] != 3:
         raise ValueError(f'output_type="pil" needs three channels, there are {images.shape[1]}: use "pt" or "np"')
     return [Image.fromarray(np.ascontiguousarray(i[::-1].transpose(1, 2, 0))) for i in to_uint8(images)]
+
+
+def evenly_spread(count: int, at_most: int | None) -> np.ndarray:
+    """Positions of `at_most` of `count` images, from the first to the last; all if they are not more."""
+    return np.linspace(0, count - 1, count if at_most is None else min(count, at_most)).round().astype(int)

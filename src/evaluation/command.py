@@ -77,8 +77,9 @@ def evaluate(argv: Sequence[str]) -> None:
     training = _training_cells(args, cells, order)
 
     started = time.perf_counter()
-    images = _generate(args, pipelines, held_out, training)
-    trajectories = _trajectories(args, pipelines, held_out)
+    sources = _sources(args, pipelines, held_out)
+    images = _generate(args, pipelines, sources, held_out, training)
+    trajectories = _trajectories(args, pipelines, sources, held_out)
     generated = time.perf_counter()
     results = evaluate_images(
         images, evaluators, args.best_of_n or (), args.seed, measure=_keeping_results(folder / "measured", evaluators)
@@ -345,6 +346,7 @@ def _sources(
 def _generate(
     args: argparse.Namespace,
     pipelines: dict[str, CellFluxRLPipeline],
+    sources: dict[str, np.ndarray],
     held_out: HeldOutCells,
     training: np.ndarray,
 ) -> Images:
@@ -353,7 +355,6 @@ def _generate(
     from cellfluxrl.evaluation.measuring import weights_hash
 
     generated = {}
-    sources = _sources(args, pipelines, held_out)
     for part, (name, pipeline) in zip(("pipeline", "against"), pipelines.items(), strict=False):
         provenance = {
             "pipeline": args.pipeline if part == "pipeline" else args.against,
@@ -388,14 +389,16 @@ def _generate(
 
 
 def _trajectories(
-    args: argparse.Namespace, pipelines: dict[str, CellFluxRLPipeline], held_out: HeldOutCells
+    args: argparse.Namespace,
+    pipelines: dict[str, CellFluxRLPipeline],
+    sources: dict[str, np.ndarray],
+    held_out: HeldOutCells,
 ) -> dict[str, Any]:
     from cellfluxrl.evaluation.evaluation_figures import TRAJECTORIES
     from cellfluxrl.evaluation.generating import generate_trajectories
 
     rows = held_out.table.drop_duplicates("moa").index[:TRAJECTORIES].to_numpy()
     table = held_out.table.loc[rows]
-    sources = _sources(args, pipelines, held_out)
     return {
         name: (
             generate_trajectories(p, sources[name][rows], table, args.seed, **_settings(args)),

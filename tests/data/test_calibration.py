@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfluxrl import ControlTreatedPairs
-from cellfluxrl.data.calibration import LEVELS, control_levels, intensity_levels, match_levels, spread
+from cellfluxrl.data.calibration import LEVELS, MOST_IMAGES, control_levels, intensity_levels, match_levels
+from cellfluxrl.data.images import evenly_spread
 from tests.data.test_pairs import dataset_of
 
 
@@ -70,13 +71,8 @@ def test_a_handful_of_cells_is_no_plate():
 
 
 def test_of_many_images_a_thousand_are_looked_at():
-    assert len(spread(999)) == 999
-    chosen = spread(12_345)
-    assert len(chosen) == 1000
-    assert (chosen[0], chosen[-1]) == (0, 12_344)
-    assert np.ptp(np.diff(chosen)) <= 1
     stripes = np.zeros((5000, 1, 2, 2))
-    stripes[spread(5000)] = 1
+    stripes[evenly_spread(5000, MOST_IMAGES)] = 1
     assert intensity_levels(stripes).min() == 1
 
 

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image
 
-from cellfluxrl.data.images import as_model_images, to_pil, to_uint8
+from cellfluxrl.data.images import as_model_images, evenly_spread, to_pil, to_uint8
 
 CHANNELS = ("dna", "tubulin", "actin")
 IMAGE_SHAPE = (3, 4, 6)
@@ -128,3 +128,13 @@ def test_pil_is_for_three_channels_only():
 
 def test_values_beyond_the_range_are_clipped_on_the_way_out_only():
     assert to_uint8(torch.tensor([[[[-3.0, 3.0]]]])).tolist() == [[[[0, 255]]]]
+
+
+def test_some_of_many_images_are_spread_over_all():
+    chosen = evenly_spread(12_345, 1000)
+    assert len(chosen) == 1000
+    assert (chosen[0], chosen[-1]) == (0, 12_344)
+    assert np.ptp(np.diff(chosen)) <= 1
+    for at_most in (None, 7, 8):
+        assert evenly_spread(7, at_most).tolist() == list(range(7))
+    assert evenly_spread(7, 1).tolist() == [0]
