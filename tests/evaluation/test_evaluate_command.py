@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from cellfluxrl import MoAClassifier, cli
+from cellfluxrl import CellFluxRLPipeline, MoAClassifier, cli
+from cellfluxrl.data.calibration import LEVELS
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.evaluation import generating
 
@@ -89,6 +90,28 @@ def test_a_suite_is_fitted_and_training_cells_are_read_from_elsewhere(places, si
     assert results["memorisation"]["base"]["training"] == treated
     assert results["columns"]["kernel"]["optimised"]  # there is no other classifier
     assert "no --judge" in done.stderr
+
+
+@pytest.mark.slow
+def test_calibrated_controls_are_what_pipelines_start_from(places, pipeline, tmp_path):
+    levels = dict.fromkeys(pipeline.channel_names, np.linspace(0.2, 0.7, LEVELS).tolist())
+    known = CellFluxRLPipeline(pipeline.unet, pipeline.scheduler, pipeline.encoder, pipeline.rewards, levels)
+    known.save_pretrained(tmp_path / "known")
+    for name, option in (("plain", []), ("calibrated", ["--calibrate"])):
+        options = [*SIMULATED, *SMALL, *option, "--output_dir", tmp_path / name]
+        done = evaluate(places, tmp_path / "known", *options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    plain, ours = (json.loads((tmp_path / name / "results.json").read_text()) for name in ("plain", "calibrated"))
+    assert ours["rows"]["copy of control"] == plain["rows"]["copy of control"]
+    assert ours["rows"]["known"] != plain["rows"]["known"]
+    again = evaluate(places, tmp_path / "known", *SIMULATED, *SMALL, "--output_dir", tmp_path / "calibrated")
+    assert again.returncode == 2
+    assert "made otherwise (controls)" in again.stderr
+
+
+def test_a_pipeline_that_cannot_calibrate_is_refused(refused):
+    line = refused("rl", *SIMULATED, *SMALL, "--calibrate")
+    assert "cannot be calibrated: this pipeline does not know the intensities of the controls" in line
 
 
 def test_a_run_that_was_interrupted_goes_on_with_the_same_cells(pipeline, simulated_cells, tmp_path, monkeypatch):
