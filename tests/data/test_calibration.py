@@ -5,11 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from test_pairs import dataset_of
 
 from cellfluxrl import ControlTreatedPairs
 from cellfluxrl.data.calibration import LEVELS, MOST_IMAGES, control_levels, intensity_levels, match_levels
 from cellfluxrl.data.images import evenly_spread
-from tests.data.test_pairs import dataset_of
 
 
 def plate(count: int = 40, seed: int = 0) -> np.ndarray:

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from test_generate import images_of
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, ControlTreatedPairs, cli
 from cellfluxrl.data.calibration import control_levels
@@ -13,7 +14,6 @@ from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.simulated_cells import SimulatedCells
 from cellfluxrl.evaluation.generating import calibrated
-from tests.pipelines.test_generate import images_of
 
 
 @pytest.fixture(scope="module")
