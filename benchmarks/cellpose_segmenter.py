@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cellfluxrl.data.normalization import normalize_plate
-from cellfluxrl.rewards.cellpose_segmenter import CellposeSegmenter
-from cellfluxrl.rewards.segmentation import Masks
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.data.building.normalization import normalize_plate
+from cellfluxrl.rewards.segmentation.cellpose.segmenter import CellposeSegmenter
+from cellfluxrl.rewards.segmentation.protocol import Masks
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 sys.path.append(str(Path(__file__).parents[1] / "tests" / "rewards"))
 from small_cellpose import ROUGH_FLOWS, WIDTHS, eval_loop, eval_model, precision, simulated_crops, train_cellpose

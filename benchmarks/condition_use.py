@@ -22,11 +22,11 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.evaluation.condition_use import condition_use
 from cellfluxrl.models.unet import CONDITION_NORMS, CellFluxUNet2DModel, normalized_condition
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.common import encoder_of, load_cells
+from cellfluxrl.training.condition_use import condition_use
 from cellfluxrl.training.pretrain import PretrainArguments, Pretrainer
 
 

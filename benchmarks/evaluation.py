@@ -15,11 +15,11 @@ from cellfluxrl import MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
 from cellfluxrl.data.simulated import simulate_cells
 from cellfluxrl.evaluation.evaluate import Images, evaluate
-from cellfluxrl.evaluation.evaluation_figures import draw_all
-from cellfluxrl.evaluation.evaluation_report import write_evaluation_report
-from cellfluxrl.evaluation.extractors import classifier_extractor
+from cellfluxrl.evaluation.features.extractors import classifier_extractor
 from cellfluxrl.evaluation.measuring import Evaluators, measure_cells
-from cellfluxrl.rewards.otsu_segmenter import OtsuSegmenter
+from cellfluxrl.evaluation.report.figures import draw_all
+from cellfluxrl.evaluation.report.sections import write_evaluation_report
+from cellfluxrl.rewards.segmentation.otsu import OtsuSegmenter
 
 
 def simulated_images(num: int) -> Images:

@@ -32,7 +32,7 @@ from cellfluxrl.data.compounds import MOAS, known_compounds
 from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.evaluation.metrics import bootstrap_error, frechet_distance, image_features
+from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, frechet_distance, image_features
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.demo import SHIPPED_BASE
 

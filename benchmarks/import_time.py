@@ -15,7 +15,7 @@ import sys
 import time
 
 HEAVY = ("torch", "diffusers", "datasets", "pandas", "numpy")
-LINE = "import sys; sys.argv[1:] = {!r}.split(); from cellfluxrl import cli; cli.main()"
+LINE = "import sys; sys.argv[1:] = {!r}.split(); from cellfluxrl.commands import cli; cli.main()"
 CODE = {
     "python": "pass",
     "import cellfluxrl": "import cellfluxrl",

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.evaluation.morphology import morphology_feature_names, morphology_features
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.evaluation.features.morphology import morphology_feature_names, morphology_features
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 COUNTS = {48: 512, 96: 128, 512: 4}  # crops by their size
 

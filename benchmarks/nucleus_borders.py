@@ -10,8 +10,8 @@ import numpy as np
 from scipy.optimize import minimize
 from simulated_truth import known_crops
 
-import cellfluxrl.rewards.watershed as watershed
-from cellfluxrl.rewards.nucleus_borders import FEATURES, border_features
+import cellfluxrl.rewards.segmentation.watershed as watershed
+from cellfluxrl.rewards.segmentation.nucleus_borders import FEATURES, border_features
 
 COUNT = 1200
 BATCH = 64  # what the segmenter computes at once

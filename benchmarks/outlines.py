@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cellfluxrl.data.normalization import normalize_plate
-from cellfluxrl.evaluation.figures import outlined
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.data.building.normalization import normalize_plate
+from cellfluxrl.figures import outlined
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 ROWS, COLUMNS, SIZE, ZOOM, GAP = 8, 8, 48, 3, 4
 DEFAULT_REAL_DATA = Path(__file__).parents[2] / "shared" / "bbbc021_real"

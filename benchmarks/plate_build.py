@@ -121,7 +121,7 @@ def main() -> None:
         plate = write_plate(folder / "web", rows, shape, args.cells_per_field)
         write_tables(folder / "web", rows)
         with FileServer(folder / "web") as server:
-            command = [sys.executable, "-m", "cellfluxrl.cli", "data", "build", "--source", "bbbc021"]
+            command = [sys.executable, "-m", "cellfluxrl.commands.cli", "data", "build", "--source", "bbbc021"]
             command += ["--base_url", server.url, "--output_dir", str(folder / "built"), "--plates", args.plate]
             start = time.perf_counter()
             subprocess.run([*command, "--num_proc", str(args.num_proc)], check=True)

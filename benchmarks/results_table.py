@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from cellfluxrl.evaluation.comparison import COLUMNS
-from cellfluxrl.evaluation.report import format_measurement
+from cellfluxrl.evaluation.report.html import format_measurement
 
 
 def markdown_table(rows: dict[str, dict[str, tuple[float, float]]], columns: tuple[str, ...]) -> str:

@@ -5,7 +5,7 @@
 
 trains and evaluates every variant of the YAML file with every seed, each as OUTPUT_DIR/VARIANT/seedK, and writes
 results.json and the tables. It goes on where it was stopped; several of them may share the work, each with its own
---only VARIANT,... or --seeds. `training/rl_plots.py OUTPUT_DIR` draws the sweeps. With --dataset_name simulated there
+--only VARIANT,... or --seeds. `training/plots.py OUTPUT_DIR` draws the sweeps. With --dataset_name simulated there
 is no --data_dir, and --base defaults to the one that ships with the package.
 
 Base, classifier, reward suite, held-out controls and their noise are the same for all; what differs between seeds is
@@ -39,7 +39,7 @@ from cellfluxrl.evaluation.comparison import (
     score_images,
     table_row,
 )
-from cellfluxrl.evaluation.metrics import bootstrap_error, mean_wasserstein
+from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, mean_wasserstein
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
 from cellfluxrl.training.demo import CANDIDATES, SHIPPED_BASE, HeldOut, generate_candidates, held_out_cells

@@ -16,10 +16,10 @@ from skimage.filters import gaussian, threshold_otsu
 from skimage.measure import label, perimeter_crofton, regionprops
 from skimage.segmentation import watershed
 
-from cellfluxrl.data.normalization import normalize_plate
+from cellfluxrl.data.building.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 COUNT, SIZES = 1000, (48, 96)
 DEFAULT_REAL_DATA = Path(__file__).parents[2] / "shared" / "bbbc021_real"

@@ -13,9 +13,9 @@ from scipy.special import ellipe
 from simulated_truth import PLATES, known_crops
 
 from cellfluxrl.data.simulated import CONTROL, MOAS, SimulatedCrops, simulate_cells
-from cellfluxrl.rewards.measurements import measure, object_areas
-from cellfluxrl.rewards.segmentation import Masks
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.rewards.segmentation.measurements import measure, object_areas
+from cellfluxrl.rewards.segmentation.protocol import Masks
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 KNOWN, COUNT, SEED = 4000, 1000, 90210
 DIAMETERS = (6, 8, 10, 12, 16, 20, 26, 32, 40)

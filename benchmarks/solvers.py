@@ -30,7 +30,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxPipeline, MoAClassifier
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.evaluation.metrics import bootstrap_error, frechet_distance, image_features
+from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, frechet_distance, image_features
 from cellfluxrl.schedulers.grids import TIME_GRIDS
 from cellfluxrl.schedulers.solvers import SOLVERS
 from cellfluxrl.seeding import seeded_generator

@@ -30,12 +30,17 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 
 from cellfluxrl import CellFluxRLPipeline, ControlTreatedPairs, MoAClassifier, RewardSuite
-from cellfluxrl.evaluation.figures import COLORS, DOTS_PER_INCH, styled
-from cellfluxrl.evaluation.metrics import frechet_distance, image_features, mean_wasserstein, relative_spread
-from cellfluxrl.evaluation.report import format_table
-from cellfluxrl.evaluation.selection import select_match
+from cellfluxrl.evaluation.report.html import format_table
+from cellfluxrl.evaluation.statistics.metrics import (
+    frechet_distance,
+    image_features,
+    mean_wasserstein,
+    relative_spread,
+)
+from cellfluxrl.figures import COLORS, DOTS_PER_INCH, styled
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
+from cellfluxrl.pipelines.selection import select_match
 from cellfluxrl.rewards.energy import pairwise
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa

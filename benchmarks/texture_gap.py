@@ -21,7 +21,7 @@ from cellfluxrl import CellFluxPipeline, ControlTreatedPairs
 from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.evaluation.metrics import frechet_distance, image_features
+from cellfluxrl.evaluation.statistics.metrics import frechet_distance, image_features
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
 from cellfluxrl.training.demo import CANDIDATES, generate_candidates, held_out_cells

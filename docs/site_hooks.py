@@ -13,21 +13,10 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
-from cellfluxrl import cli
+from cellfluxrl.commands import cli
 
 REPOSITORY = Path(__file__).parents[1]
-FOLDERS = ("rewards", "pipelines", "training")  # of the repository that are sub-packages
 HELP = "<!-- help of every command -->"
-
-
-def on_startup(**_) -> None:
-    """Put the folders of the repository together as the package that they are, for the reference to be read from."""
-    package = REPOSITORY / "build" / "docs_package" / "cellfluxrl"
-    package.mkdir(parents=True, exist_ok=True)
-    for old in package.iterdir():
-        old.unlink()
-    for path in [*(REPOSITORY / "src").iterdir(), *(REPOSITORY / name for name in FOLDERS)]:
-        (package / path.name).symlink_to(path)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> None:
@@ -71,17 +60,10 @@ def help_of_every_command() -> str:
     return "\n\n".join(f"## cellfluxrl {command}\n\n```text\n{text}\n```" for command, text in helps.items())
 
 
-class DiffusersDocstrings(griffe.Extension):
-    """Docstrings in the manner of diffusers: `Example:` holds code, and [`Name`] is the name of an object."""
+class Docstrings(griffe.Extension):
+    """Docstrings in which `Example:` holds code, and [`Name`] is the name of an object."""
 
     def on_instance(self, *, obj: griffe.Object, **_) -> None:
         if obj.docstring:
             text = re.sub(r"^(\s*)Example:$", r"\1Examples:", obj.docstring.value, flags=re.MULTILINE)
-            text = re.sub(r"\[(`[^`\]]+`)\](?![\[(])", r"\1", text)
-            obj.docstring.value = re.sub(r"^( *\w[\w, ]* \()(.*`.*)(\):)", without_markup, text, flags=re.MULTILINE)
-
-
-def without_markup(match: re.Match[str]) -> str:
-    """A type, which is shown as code and beside the default of the signature."""
-    kind = re.sub(r", (\*optional\*|defaults to .*)$", "", match[2])
-    return match[1] + kind.replace("`", "") + match[3]
+            obj.docstring.value = re.sub(r"\[(`[^`\]]+`)\](?![\[(])", r"\1", text)

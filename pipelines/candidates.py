@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.evaluation.selection import StreamingMatch, select_best, select_reject
+from cellfluxrl.pipelines.selection import StreamingMatch, select_best, select_reject
 from cellfluxrl.rewards.suite import Measured, RewardSuite
 
 SELECTIONS = ("best", "match", "reject")

@@ -18,13 +18,13 @@ from PIL import Image
 from cellfluxrl.data.calibration import intensity_levels, match_levels
 from cellfluxrl.data.images import to_pil
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub import check_repo_id
-from cellfluxrl.hub_download import check_name, download_pipeline
+from cellfluxrl.hub.access import check_repo_id
+from cellfluxrl.hub.download import check_name, download_pipeline
+from cellfluxrl.hub.push import PUSH_OPTIONS, copy_records, push_pipeline
+from cellfluxrl.hub.remote_code import with_modules, write_shims
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
-from cellfluxrl.publishing import PUSH_OPTIONS, copy_records, push_pipeline
-from cellfluxrl.remote_code import with_modules, write_shims
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")

@@ -11,8 +11,6 @@ from typing import Any
 import torch
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.evaluation.search import search_noise, steer
-from cellfluxrl.evaluation.selection import StreamingMatch
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
@@ -23,6 +21,8 @@ from cellfluxrl.pipelines.cellflux import (
     convert_images,
 )
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.search import search_noise, steer
+from cellfluxrl.pipelines.selection import StreamingMatch
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 

@@ -15,7 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.info import PALETTE, composite
-from cellfluxrl.evaluation.figures import (
+from cellfluxrl.figures import (
     COLORS,
     DOTS_PER_INCH,
     GRID_BACKGROUND,

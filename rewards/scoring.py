@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from cellfluxrl.data.image_files import ImagesToScore
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.rewards.reading import ImagesToScore
 from cellfluxrl.rewards.suite import FORMS, Measured, RewardSuite
 
 logger = logging.getLogger(__name__)

@@ -22,13 +22,13 @@ from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub import CARD_NAME, push_files
-from cellfluxrl.hub_download import readable_download_errors
+from cellfluxrl.hub.access import CARD_NAME, push_files
+from cellfluxrl.hub.download import readable_download_errors
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.card import suite_card
 from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.segmentation import Masks, Segmenter, make_segmenter
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.protocol import Masks, Segmenter, make_segmenter
 from cellfluxrl.rewards.statistics import FEW_IMAGES, REFERENCE_SIZE, Statistics, fit_statistics, separability
 from cellfluxrl.rewards.terms import REWARD_NAMES, Observation, Reward, find_reward, register_reward
 

@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 import torch
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.rewards.segmentation import Masks
+from cellfluxrl.rewards.segmentation.protocol import Masks
 
 NEEDS = ("images", "masks", "classifier")
 ENTRY_POINTS = "cellfluxrl.rewards"

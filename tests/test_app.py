@@ -16,10 +16,11 @@ from PIL import Image
 from small_models import IMAGE_SIZE, with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
-from cellfluxrl.app import command, simulation, views
+from cellfluxrl.app import simulation, views
 from cellfluxrl.app.simulation import Models, Sampling, generate
+from cellfluxrl.commands import app as command
 from cellfluxrl.data.images import to_uint8
-from cellfluxrl.pipelines.treatments import Treatment
+from cellfluxrl.pipelines.generation.treatments import Treatment
 from cellfluxrl.rewards.statistics import REFERENCE_SIZE
 
 QUICK = Sampling(num_images=2, best_of_n=2, num_inference_steps=2)

@@ -13,12 +13,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from cellfluxrl import cli
-from cellfluxrl.app import command, simulation
+from cellfluxrl.app import simulation
+from cellfluxrl.commands import app as command
+from cellfluxrl.commands import cli
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/app.md"
-SPACE = REPOSITORY / "src/app/space"
+SPACE = REPOSITORY / "src/cellfluxrl/app/space"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
 COMMANDS = [shlex.split(line) for language, block in BLOCKS if language == "bash" for line in block.splitlines()]
 
@@ -71,7 +72,7 @@ def test_the_space_has_all_that_a_space_needs():
 @pytest.mark.parametrize("how", ["command", "space"])
 def test_the_app_starts_serves_its_page_and_ends(how, tmp_path):
     pytest.importorskip("gradio")
-    words = [sys.executable, "-m", "cellfluxrl.cli", "app", "--cpu"]
+    words = [sys.executable, "-m", "cellfluxrl.commands.cli", "app", "--cpu"]
     if how == "space":
         (tmp_path / "app.py").write_text((SPACE / "app.py").read_text())
         words = [sys.executable, "app.py"]

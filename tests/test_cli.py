@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from accelerate.state import AcceleratorState
 
-from cellfluxrl import __version__, cli
-from cellfluxrl.completion import actions_of
+from cellfluxrl import __version__
+from cellfluxrl.commands import cli
+from cellfluxrl.commands.completion import actions_of
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "datasets", "pandas", "scipy")
@@ -22,7 +23,7 @@ PARSERS = cli.parsers()
 
 
 def cellfluxrl(*arguments: str, **keywords) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cellfluxrl.cli", *arguments]
+    command = [sys.executable, "-m", "cellfluxrl.commands.cli", *arguments]
     return subprocess.run(command, capture_output=True, text=True, **keywords)
 
 
@@ -48,7 +49,7 @@ def test_help_lists_the_commands() -> None:
 @pytest.mark.parametrize("command", PARSERS)
 def test_each_help_is_printed_without_loading_torch_and_fits_the_terminal(command: str, tmp_path: Path) -> None:
     code = (
-        "import sys; from cellfluxrl.cli import main\n"
+        "import sys; from cellfluxrl.commands.cli import main\n"
         "try: main(sys.argv[1:])\n"
         f"finally: print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
     )
@@ -155,7 +156,7 @@ def failing(monkeypatch: pytest.MonkeyPatch):
         def main(argv):
             raise error
 
-        monkeypatch.setattr("cellfluxrl.data.command.main", main)
+        monkeypatch.setattr("cellfluxrl.commands.data.main", main)
 
     return fail_with
 
@@ -200,7 +201,7 @@ def test_debug_shows_the_traceback_wherever_it_stands(line: str, failing, capsys
 
 @pytest.mark.skipif(os.name != "posix", reason="pipes are closed otherwise")
 def test_a_pipe_that_nobody_reads_is_no_traceback() -> None:
-    command = shlex.join([sys.executable, "-m", "cellfluxrl.cli", "completion", "zsh"])
+    command = shlex.join([sys.executable, "-m", "cellfluxrl.commands.cli", "completion", "zsh"])
     done = subprocess.run(["bash", "-c", f"{command} | head -1"], capture_output=True, text=True)
     assert done.stdout.startswith("#compdef cellfluxrl")
     assert done.stderr == ""

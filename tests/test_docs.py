@@ -11,9 +11,9 @@ import pytest
 from datasets import load_dataset
 from PIL import Image
 
+from cellfluxrl.data.building.sources.folder import OPTIONAL, REQUIRED, PlateFolder
 from cellfluxrl.data.info import count_cells
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.data.sources.folder import OPTIONAL, REQUIRED, PlateFolder
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = REPOSITORY / "docs/own_plates.md"
@@ -39,7 +39,7 @@ def worked_through(tmp_path_factory) -> tuple[Path, list[str]]:
         elif block.startswith("cellfluxrl "):
             command = shlex.split(block)[1:]
             one_process = ["--num_proc", "1"] if "build" in command else []
-            printed.append(run([sys.executable, "-m", "cellfluxrl.cli", *command, *one_process], folder))
+            printed.append(run([sys.executable, "-m", "cellfluxrl.commands.cli", *command, *one_process], folder))
     return folder, printed
 
 

@@ -6,13 +6,13 @@ import pkgutil
 
 import pytest
 
-PACKAGES = ["cellfluxrl", *(f"cellfluxrl.{name}" for name in ("data", "evaluation", "models", "pipelines"))]
-PACKAGES += [f"cellfluxrl.{name}" for name in ("rewards", "rl", "schedulers", "training")]
+import cellfluxrl
+
+NEED_EXTRAS = ("cellfluxrl.app",)
 MODULES = [
-    f"{package}.{module.name}"
-    for package in PACKAGES
-    for module in pkgutil.iter_modules(importlib.import_module(package).__path__)
-    if not module.ispkg
+    module.name
+    for module in pkgutil.walk_packages(cellfluxrl.__path__, "cellfluxrl.")
+    if not module.ispkg and not module.name.startswith(NEED_EXTRAS)
 ]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hub_server import HubServer, HubUser, Request
 
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.hub import check_repo_id, load_card, push_files
+from cellfluxrl.hub.access import check_repo_id, load_card, push_files
 from cellfluxrl.rewards.card import suite_card
 
 IMPORTS = "import numpy, torch\nfrom cellfluxrl import RewardSuite\ntorch.set_num_threads(1)\n"
@@ -208,7 +208,7 @@ def test_the_command_line_scores_with_a_suite_from_the_hub(hub, owner, stranger,
     np.save(tmp_path / "images.npy", np.random.default_rng(0).integers(0, 256, (4, 3, 16, 16)).astype(np.uint8))
     line = ["rewards", "score", str(tmp_path / "images.npy"), "--moa", "DNA damage"]
     line += ["--output", str(tmp_path / "scores.parquet"), "--suite"]
-    run = "from cellfluxrl import cli\nresult = cli.main({!r})"
+    run = "from cellfluxrl.commands import cli\nresult = cli.main({!r})"
     assert stranger(run.format([*line, repo_id])) == 0
     assert (tmp_path / "scores.parquet").is_file()
     assert stranger(run.format([*line, "org/nowhere"])) == 2

@@ -14,7 +14,7 @@ from hub_server import READER, HubServer, HubUser, Request
 from huggingface_hub import ModelCard
 
 from cellfluxrl import MoAClassifier
-from cellfluxrl.publishing import push_folder, push_pipeline
+from cellfluxrl.hub.push import push_folder, push_pipeline
 
 pytestmark = pytest.mark.slow
 
@@ -53,13 +53,13 @@ class User(HubUser):
         return self(f"{IMPORTS}pipe = {call}" + GENERATE.format(controls=str(controls)))
 
     def push(self, folder: Path, repo_id: str, fails: bool = False, **options: object) -> str:
-        code = "from cellfluxrl.publishing import push_folder\nresult = push_folder({!r}, {!r}, **{})"
+        code = "from cellfluxrl.hub.push import push_folder\nresult = push_folder({!r}, {!r}, **{})"
         return self(code.format(str(folder), repo_id, options), fails)
 
     def run(self, *command: object) -> list:
         """The exit status of a command, and what it printed on standard error."""
         code = (
-            "import contextlib, io\nfrom cellfluxrl import cli\nerrors = io.StringIO()\n"
+            "import contextlib, io\nfrom cellfluxrl.commands import cli\nerrors = io.StringIO()\n"
             "try:\n    with contextlib.redirect_stderr(errors):\n"
             f"        status = cli.main({list(map(str, command))!r})\n"
             "except SystemExit as exit:\n    status = exit.code\n"

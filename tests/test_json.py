@@ -10,7 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from cellfluxrl import cli
+from cellfluxrl.commands import cli
 from cellfluxrl.data.images import to_pil
 from cellfluxrl.rewards.terms import REWARD_NAMES
 

@@ -11,13 +11,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from cellfluxrl import CellFluxPipeline, CellFluxUNet2DModel, MoAClassifier
-from cellfluxrl.evaluation.results_files import SCHEMA_VERSION
-from cellfluxrl.hub import parse_card
-from cellfluxrl.model_card import RESULTS_SCHEMA, classifier_card, pipeline_card
-from cellfluxrl.publishing import copy_records, kind_of
+from cellfluxrl.evaluation.results import SCHEMA_VERSION
+from cellfluxrl.hub.access import parse_card
+from cellfluxrl.hub.cards import RESULTS_SCHEMA, classifier_card, pipeline_card
+from cellfluxrl.hub.push import copy_records, kind_of
+from cellfluxrl.hub.records import read_record, write_record
 from cellfluxrl.training.pretrain_command import PretrainArguments
 from cellfluxrl.training.rl_command import RLArguments
-from cellfluxrl.training_record import read_record, write_record
 
 
 @pytest.fixture(scope="module")

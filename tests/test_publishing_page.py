@@ -19,7 +19,7 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| (`.*?`) \|", PAGE.partition("## What can go wrong")[2], re.MULTILINE)
 MESSAGES = [message for row in ROWS for message in re.findall(r"`(.*?)`", row)]
 SMALL = shlex.split("--cpu --preset tiny --image_size 16 --simulated_cells_per_moa 8 --max_train_steps 2")
-COMMAND = "from cellfluxrl import cli\nresult = cli.main({!r})"
+COMMAND = "from cellfluxrl.commands import cli\nresult = cli.main({!r})"
 
 
 def commands(block: str) -> list[list[str]]:
@@ -61,7 +61,7 @@ def test_paths_that_the_page_links_to_exist():
 
 
 def test_every_option_that_the_page_names_exists():
-    from cellfluxrl import push_command
+    from cellfluxrl.commands import push as push_command
     from cellfluxrl.training import pretrain_command
 
     known = push_command.parser().format_help() + pretrain_command.parser().format_help()
@@ -100,7 +100,7 @@ def test_the_page_can_be_worked_through(hub, folder, user):
 def _check_messages(hub: HubServer, user: HubUser) -> None:
     """What the page's table says is what a user sees."""
     load = "from cellfluxrl import CellFluxRLPipeline\nresult = CellFluxRLPipeline.from_pretrained({!r}, {})"
-    push = "from cellfluxrl.publishing import push_folder\nresult = push_folder('runs/rl', 'my-lab/new', token={!r})"
+    push = "from cellfluxrl.hub.push import push_folder\nresult = push_folder('runs/rl', 'my-lab/new', token={!r})"
     seen = [
         user(load.format("my-lab/my-cell", ""), fails=True),
         user(load.format("my-lab/my-cells", "revision='mian'"), fails=True),

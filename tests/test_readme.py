@@ -14,7 +14,7 @@ from data.synthetic_plate import published_rows, write_plate, write_tables
 from file_server import FileServer
 from hub_server import HubServer
 
-from cellfluxrl import cli
+from cellfluxrl.commands import cli
 
 REPOSITORY = Path(__file__).parents[1]
 README = (REPOSITORY / "README.md").read_text()
@@ -82,7 +82,7 @@ def test_the_data_commands_run_one_after_the_other(tmp_path: Path) -> None:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", **hub.environment(tmp_path / "home")}
         for command, extra in zip(data, (["--base_url", web.url], [], []), strict=True):
             done = subprocess.run(
-                [sys.executable, "-m", "cellfluxrl.cli", *command, *extra],
+                [sys.executable, "-m", "cellfluxrl.commands.cli", *command, *extra],
                 cwd=tmp_path,
                 capture_output=True,
                 text=True,

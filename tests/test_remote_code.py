@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.remote_code import COMPONENTS, PIPELINES, with_modules, with_shims
+from cellfluxrl.hub.remote_code import COMPONENTS, PIPELINES, with_modules, with_shims
 
 OURS = st.sampled_from([[module, name] for name, module in COMPONENTS.items()])
 OTHERS = st.sampled_from([["diffusers", "DDIMScheduler"], ["my_package.nets", "MyUNet"], [None, None]])

@@ -10,9 +10,9 @@ from cellfluxrl.data.compounds import MOAS, known_compounds
 from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.evaluation.metrics import frechet_distance, image_features
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.evaluation.statistics.metrics import frechet_distance, image_features
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 from cellfluxrl.training.demo import SHIPPED_BASE
 
 UNSEEN_PLATE = 3

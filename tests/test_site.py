@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells, cli
+from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells
+from cellfluxrl.commands import cli
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.training.demo import SHIPPED_BASE
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from accelerate.state import AcceleratorState
 
-from cellfluxrl import cli
+from cellfluxrl.commands import cli
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs/tutorial.md").read_text()

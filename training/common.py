@@ -16,10 +16,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from cellfluxrl.arguments import SharedArguments
-from cellfluxrl.data.bbbc021 import BBBC021
+from cellfluxrl.data.builders.bbbc021 import BBBC021
+from cellfluxrl.data.builders.simulated_cells import SimulatedCells
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.data.schema import image_shape
-from cellfluxrl.data.simulated_cells import SimulatedCells
 from cellfluxrl.data.splits import resplit
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for

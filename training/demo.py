@@ -32,11 +32,11 @@ from cellfluxrl.evaluation.comparison import (
     score_images,
     table_row,
 )
-from cellfluxrl.evaluation.figures import best_of_n_curve, image_grid, outlined, training_curves
-from cellfluxrl.evaluation.report import format_table, write_report
+from cellfluxrl.evaluation.report.html import format_table, write_report
+from cellfluxrl.figures import best_of_n_curve, image_grid, outlined, training_curves
+from cellfluxrl.hub.push import copy_records
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
-from cellfluxrl.publishing import copy_records
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa, pretrain, rl

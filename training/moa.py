@@ -22,14 +22,14 @@ from tqdm import tqdm
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor, random_dihedral
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.evaluation.metrics import bootstrap_error
-from cellfluxrl.hub_arguments import hub_repository, publish_run
+from cellfluxrl.evaluation.statistics.metrics import bootstrap_error
+from cellfluxrl.hub.arguments import hub_repository, publish_run
+from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration_error
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.terminal import print_json
 from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
 from cellfluxrl.training.moa_command import MoAArguments, parse
-from cellfluxrl.training_record import write_record
 
 logger = logging.getLogger(__name__)
 

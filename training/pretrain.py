@@ -27,17 +27,17 @@ from cellfluxrl.checkpoints import (
 )
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness
-from cellfluxrl.evaluation.condition_use import condition_use
-from cellfluxrl.hub_arguments import hub_repository, publish_run
+from cellfluxrl.hub.arguments import hub_repository, publish_run
+from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.common import Log, conditions_of, encoder_of, load_cells, make_accelerator
+from cellfluxrl.training.condition_use import condition_use
 from cellfluxrl.training.pretrain_command import PretrainArguments, parse
-from cellfluxrl.training.rl_samples import save_sample_grid
-from cellfluxrl.training_record import write_record
+from cellfluxrl.training.samples import save_sample_grid
 
 GRID_CONTROLS = 8  # columns of samples.png
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cellfluxrl.arguments import CommandParser, argument_parser, option, parse_arguments
-from cellfluxrl.hub_arguments import HubArguments
+from cellfluxrl.hub.arguments import HubArguments
 
 
 @dataclass

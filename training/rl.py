@@ -20,7 +20,8 @@ from cellfluxrl.checkpoints import find_checkpoint, load_checkpoint, save_checkp
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub_arguments import hub_repository, publish_run
+from cellfluxrl.hub.arguments import hub_repository, publish_run
+from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
@@ -33,11 +34,10 @@ from cellfluxrl.rl.monitor import Monitor
 from cellfluxrl.rl.settings import RLSettings
 from cellfluxrl.rl.trainer import RLTrainer
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
+from cellfluxrl.training.cell_task import TIME_SAMPLINGS, CellTask, parse_reward_weights, with_weights
 from cellfluxrl.training.common import Log, conditions_of, load_labelled_cells, make_accelerator
 from cellfluxrl.training.rl_command import RLArguments, parse
-from cellfluxrl.training.rl_task import TIME_SAMPLINGS, CellTask, parse_reward_weights, with_weights
-from cellfluxrl.training.rl_watch import make_monitor, save_samples, watch
-from cellfluxrl.training_record import write_record
+from cellfluxrl.training.watch import make_monitor, save_samples, watch
 
 GROUP_BY = ("control", "condition")
 

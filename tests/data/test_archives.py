@@ -23,8 +23,8 @@ from file_server import Answer, FileServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.data import archives
-from cellfluxrl.data.archives import (
+from cellfluxrl.data.building import archives
+from cellfluxrl.data.building.archives import (
     ArchiveError,
     DownloadError,
     PlateArchive,

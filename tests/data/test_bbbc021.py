@@ -9,16 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from cellfluxrl import BBBC021, CompoundEncoder, ControlTreatedPairs
-from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
-from cellfluxrl.data.normalization import (
+from cellfluxrl.data.building.normalization import (
     apply_stretch,
     intensity_histogram,
     normalize_plate,
     plate_stretch,
     resize_crops,
 )
+from cellfluxrl.data.building.sources.crops import ARRAYS
+from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES, cell_features
-from cellfluxrl.data.sources.crops import ARRAYS
 
 IMAGE_SIZE = 16
 CELLS_PER_COMPOUND = 25

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellfluxrl.data.bbbc021_index import IMAGE_COLUMNS, INDEX_COLUMNS, plates_of, read_index
+from cellfluxrl.data.building.bbbc021_index import IMAGE_COLUMNS, INDEX_COLUMNS, plates_of, read_index
 from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
 
 IMAGE, MOA, COMPOUND = "BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "BBBC021_v1_compound.csv"

@@ -21,14 +21,15 @@ from filelock import FileLock
 from scipy.spatial import cKDTree
 
 from cellfluxrl import BBBC021
-from cellfluxrl.cli import main
-from cellfluxrl.data import archives, build, parquet
+from cellfluxrl.commands.cli import main
+from cellfluxrl.data import parquet
+from cellfluxrl.data.building import archives, build
+from cellfluxrl.data.building.normalization import normalize_plate
+from cellfluxrl.data.building.sources import make_source
 from cellfluxrl.data.cells import Cells
 from cellfluxrl.data.compounds import known_compounds
-from cellfluxrl.data.normalization import normalize_plate
 from cellfluxrl.data.parquet import ShardWriter, encode_cells, row_groups
 from cellfluxrl.data.schema import cell_features
-from cellfluxrl.data.sources import make_source
 
 PLATES = ("Week4_100", "Week5_200")
 RADIUS = 16  # of the nuclei

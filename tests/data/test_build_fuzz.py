@@ -15,9 +15,9 @@ import pytest
 import tifffile
 from data.tiny_plates import SETTINGS, archive_path, tiff, write_tiny_plates
 
-from cellfluxrl.data import archives, build
-from cellfluxrl.data.build import build_dataset
-from cellfluxrl.data.sources.bbbc021 import PublishedArchives
+from cellfluxrl.data.building import archives, build
+from cellfluxrl.data.building.build import build_dataset
+from cellfluxrl.data.building.sources.bbbc021 import PublishedArchives
 
 PLATE = "Week4_1"
 NOWHERE = "http://127.0.0.1:9/"

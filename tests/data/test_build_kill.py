@@ -19,7 +19,7 @@ KILLS = 20
 
 
 def start(data_dir: Path, output_dir: Path, num_proc: int = 2, **options) -> subprocess.Popen:
-    command = [sys.executable, "-m", "cellfluxrl.cli", "data", "build", "--data_dir", str(data_dir), *OPTIONS]
+    command = [sys.executable, "-m", "cellfluxrl.commands.cli", "data", "build", "--data_dir", str(data_dir), *OPTIONS]
     command += ["--output_dir", str(output_dir), "--num_proc", str(num_proc)]
     # A shell that runs the tests in the background has Ctrl-C ignored by all that it starts.
     options["preexec_fn"] = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -143,7 +143,7 @@ def test_a_file_system_that_takes_no_more_is_an_error_without_noise(plates, whol
     """A real failure of a write, deep in the Parquet library."""
     output = tmp_path / "out"
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2); "
-    limit += "from cellfluxrl.cli import main; sys.exit(main(sys.argv[2:]))"
+    limit += "from cellfluxrl.commands.cli import main; sys.exit(main(sys.argv[2:]))"
     command = [sys.executable, "-c", limit, "90000", "data", "build", "--data_dir", str(plates), *OPTIONS]
     command += ["--output_dir", str(output), "--num_proc", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cellfluxrl.data import fields
-from cellfluxrl.data.fields import ImageError, read_image
+from cellfluxrl.data.building import fields
+from cellfluxrl.data.building.fields import ImageError, read_image
 
 IMAGE = np.random.default_rng(0).integers(0, 4096, (40, 60)).astype(np.uint16)
 STACK = np.stack([IMAGE, IMAGE + 1, IMAGE + 2])
@@ -125,7 +125,7 @@ def test_a_codec_that_is_not_installed_is_named(tmp_path):
     (tmp_path / "lzw.tif").write_bytes(with_tag(SINGLE["plain"], COMPRESSION_TAG, 5))
     code = (
         "import sys; sys.modules['imagecodecs'] = None\n"
-        "from cellfluxrl.data.fields import read_image\n"
+        "from cellfluxrl.data.building.fields import read_image\n"
         f"read_image(open({str(tmp_path / 'lzw.tif')!r}, 'rb').read(), 'field')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -13,11 +13,11 @@ from datasets import load_dataset
 from PIL import Image
 
 from cellfluxrl import BBBC021
-from cellfluxrl.data.build import BuildError, build_dataset
+from cellfluxrl.data.building.build import BuildError, build_dataset
+from cellfluxrl.data.building.sources.folder import PlateFolder
 from cellfluxrl.data.cells import PlateLog
 from cellfluxrl.data.compounds import known_compounds
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.data.sources.folder import PlateFolder
 from cellfluxrl.data.splits import resplit
 
 SHAPE = (120, 150)

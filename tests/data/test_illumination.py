@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 from synthetic_plate import CHANNEL_COLUMNS, published_rows, write_plate
 
-from cellfluxrl.data.illumination import block_mean, crop_corners, illumination_at, illumination_function
+from cellfluxrl.data.building.illumination import block_mean, crop_corners, illumination_at, illumination_function
 
 
 def mean_field(rows, plate, channel: int, factor: int) -> np.ndarray:

@@ -11,12 +11,12 @@ import pytest
 from datasets import load_dataset
 from synthetic_plate import published_rows, write_tables
 
-from cellfluxrl.data.bbbc021_index import read_index
-from cellfluxrl.data.build import build_dataset
+from cellfluxrl.data.building.bbbc021_index import read_index
+from cellfluxrl.data.building.build import build_dataset
+from cellfluxrl.data.building.sources import impa
+from cellfluxrl.data.building.sources.impa import COLUMNS, ImpaCrops
 from cellfluxrl.data.cells import PlateLog
 from cellfluxrl.data.compounds import known_compounds
-from cellfluxrl.data.sources import impa
-from cellfluxrl.data.sources.impa import COLUMNS, ImpaCrops
 
 PLATES = ("Week4_27821", "Week4_27801")
 CELLS_PER_IMAGE = 2

@@ -10,8 +10,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 from synthetic_plate import published_rows, write_plate
 
-from cellfluxrl.data.fields import read_image
-from cellfluxrl.data.nuclei import find_nuclei
+from cellfluxrl.data.building.fields import read_image
+from cellfluxrl.data.building.nuclei import find_nuclei
 
 DIAMETER = 32  # BBBC021's
 BORDER = 48

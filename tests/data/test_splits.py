@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfluxrl import ControlTreatedPairs
-from cellfluxrl.data.bbbc021_index import read_index
+from cellfluxrl.data.building.bbbc021_index import read_index
 from cellfluxrl.data.compounds import CELLFLUX_HELD_OUT, CONTROL, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES, cell_features, channel_names_of
 from cellfluxrl.data.splits import SCHEMES, assign_splits, batch_of, folds, resplit

@@ -5,7 +5,7 @@ import pytest
 
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.evaluation.cell_sets import sample_held_out, sample_training
+from cellfluxrl.evaluation.cells import sample_held_out, sample_training
 
 
 @pytest.fixture(scope="module")

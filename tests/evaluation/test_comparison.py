@@ -16,8 +16,8 @@ from cellfluxrl.evaluation.comparison import (
     score_images,
     table_row,
 )
-from cellfluxrl.evaluation.condition_use import condition_use
-from cellfluxrl.evaluation.selection import select_match
+from cellfluxrl.pipelines.selection import select_match
+from cellfluxrl.training.condition_use import condition_use
 
 
 def scored(count, generator, dim=6):

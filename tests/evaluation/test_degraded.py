@@ -9,10 +9,10 @@ from scipy.ndimage import gaussian_filter
 from cellfluxrl import RewardSuite
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.evaluation.evaluate import REAL_ROW, Images, evaluate
-from cellfluxrl.evaluation.extractors import classifier_extractor
+from cellfluxrl.evaluation.features.extractors import classifier_extractor
 from cellfluxrl.evaluation.measuring import Evaluators
-from cellfluxrl.evaluation.selection import select_best
-from cellfluxrl.rewards.otsu_segmenter import OtsuSegmenter
+from cellfluxrl.pipelines.selection import select_best
+from cellfluxrl.rewards.segmentation.otsu import OtsuSegmenter
 
 PER_MOA = 20
 CANDIDATES = 5

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 import torch
 
-from cellfluxrl.evaluation.distances import (
+from cellfluxrl.evaluation.statistics.distances import (
     distances_by_group,
     frechet_infinity,
     frechet_interval,
     kernel_distance,
 )
-from cellfluxrl.evaluation.metrics import frechet_distance
+from cellfluxrl.evaluation.statistics.metrics import frechet_distance
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.effects import effect_agreement, effect_sizes, effects_by_group
+from cellfluxrl.evaluation.statistics.effects import effect_agreement, effect_sizes, effects_by_group
 
 
 @pytest.fixture

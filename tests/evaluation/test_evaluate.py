@@ -14,15 +14,15 @@ from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.evaluation.claims import FAILS, HOLDS, NOT_REFUTED, NOT_SHOWN, Claim, claims_of_pair
 from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, Column, Images, evaluate
-from cellfluxrl.evaluation.evaluation_figures import draw_all
-from cellfluxrl.evaluation.evaluation_report import findings, write_evaluation_report
-from cellfluxrl.evaluation.extractors import FeatureExtractor
-from cellfluxrl.evaluation.intervals import Interval
+from cellfluxrl.evaluation.features.extractors import FeatureExtractor
 from cellfluxrl.evaluation.measuring import Evaluators, Measurements, measure_cells
-from cellfluxrl.evaluation.metrics import image_features, spread_within
-from cellfluxrl.evaluation.paired import PairedTest
-from cellfluxrl.evaluation.results_files import results_dict, write_results
-from cellfluxrl.rewards.otsu_segmenter import OtsuSegmenter
+from cellfluxrl.evaluation.report.figures import draw_all
+from cellfluxrl.evaluation.report.sections import findings, write_evaluation_report
+from cellfluxrl.evaluation.results import results_dict, write_results
+from cellfluxrl.evaluation.statistics.intervals import Interval
+from cellfluxrl.evaluation.statistics.metrics import image_features, spread_within
+from cellfluxrl.evaluation.statistics.paired import PairedTest
+from cellfluxrl.rewards.segmentation.otsu import OtsuSegmenter
 
 CHOSEN = ["DNA damage", "Eg5 inhibitors", "Epithelial"]
 LABELS = [moa for moa in CHOSEN for _ in range(12)]

@@ -9,7 +9,8 @@ import sys
 import numpy as np
 import pytest
 
-from cellfluxrl import CellFluxRLPipeline, MoAClassifier, cli
+from cellfluxrl import CellFluxRLPipeline, MoAClassifier
+from cellfluxrl.commands import cli
 from cellfluxrl.data.calibration import LEVELS
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.evaluation import generating
@@ -49,7 +50,7 @@ def refused(places, tmp_path, monkeypatch, capsys):
 
 
 def evaluate(folder, *options, **changes):
-    command = [sys.executable, "-m", "cellfluxrl.cli", "evaluate", *map(str, options)]
+    command = [sys.executable, "-m", "cellfluxrl.commands.cli", "evaluate", *map(str, options)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **changes}
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300, env=environment)
 
@@ -116,7 +117,7 @@ def test_a_pipeline_that_cannot_calibrate_is_refused(refused):
 
 def test_a_run_that_was_interrupted_goes_on_with_the_same_cells(pipeline, simulated_cells, tmp_path, monkeypatch):
     from cellfluxrl.data.pairs import ControlTreatedPairs
-    from cellfluxrl.evaluation.cell_sets import sample_held_out
+    from cellfluxrl.evaluation.cells import sample_held_out
 
     cells = sample_held_out(ControlTreatedPairs(simulated_cells["test"]), 40)
     settings = {"count": 2, "num_inference_steps": 1, "guidance_scale": 1.0}

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cellfluxrl import MoAClassifier
-from cellfluxrl.evaluation.extractors import INCEPTION_WEIGHTS, classifier_extractor, inception_extractor
+from cellfluxrl.evaluation.features.extractors import INCEPTION_WEIGHTS, classifier_extractor, inception_extractor
 
 
 @pytest.fixture(scope="module")

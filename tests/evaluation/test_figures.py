@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.evaluation.figures import (
+from cellfluxrl.figures import (
     CELL_COLOR,
     NUCLEUS_COLOR,
     best_of_n_curve,

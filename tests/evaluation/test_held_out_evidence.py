@@ -6,12 +6,12 @@ import torch
 from scipy.ndimage import gaussian_filter
 
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.evaluation.distances import kernel_distance
-from cellfluxrl.evaluation.effects import effect_agreement, effects_by_group
-from cellfluxrl.evaluation.morphology import morphology_feature_names, morphology_features
-from cellfluxrl.evaluation.neighbours import coverage, memorisation
-from cellfluxrl.evaluation.two_sample import two_sample_test
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.evaluation.features.morphology import morphology_feature_names, morphology_features
+from cellfluxrl.evaluation.statistics.distances import kernel_distance
+from cellfluxrl.evaluation.statistics.effects import effect_agreement, effects_by_group
+from cellfluxrl.evaluation.statistics.neighbours import coverage, memorisation
+from cellfluxrl.evaluation.statistics.two_sample import two_sample_test
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 PER_MOA = 25
 LABELS = [moa for moa in MOAS for _ in range(PER_MOA)]

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from cellfluxrl.evaluation.intervals import bootstrap_interval, half_sampling_interval
+from cellfluxrl.evaluation.statistics.intervals import bootstrap_interval, half_sampling_interval
 
 
 @pytest.fixture

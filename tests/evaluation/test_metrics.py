@@ -4,7 +4,7 @@ import torch
 from scipy import linalg
 from scipy.stats import wasserstein_distance
 
-from cellfluxrl.evaluation.metrics import (
+from cellfluxrl.evaluation.statistics.metrics import (
     bootstrap_error,
     frechet_distance,
     image_features,

@@ -9,9 +9,9 @@ from scipy import ndimage
 from skimage.measure import perimeter_crofton, regionprops
 
 from cellfluxrl.data.simulated import MOAS, simulate_cells
-from cellfluxrl.evaluation.morphology import morphology_feature_names, morphology_features
-from cellfluxrl.rewards.segmentation import Masks
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.evaluation.features.morphology import morphology_feature_names, morphology_features
+from cellfluxrl.rewards.segmentation.protocol import Masks
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 CHANNELS = ("dna", "tubulin", "actin")
 NAMES = morphology_feature_names(CHANNELS)
@@ -219,7 +219,7 @@ def test_other_images_are_refused(images, message):
 
 
 def test_real_crops_are_measured(bbbc021_dir):
-    from cellfluxrl.data.normalization import normalize_plate
+    from cellfluxrl.data.building.normalization import normalize_plate
 
     plate = np.load(bbbc021_dir / "Week4_27801.npz", allow_pickle=False)["image"][:200]
     images = as_images(normalize_plate(plate.transpose(0, 3, 1, 2), 48))

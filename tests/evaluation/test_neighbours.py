@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from cellfluxrl.evaluation.neighbours import coverage, memorisation, nearest_distances
+from cellfluxrl.evaluation.statistics.neighbours import coverage, memorisation, nearest_distances
 
 
 @pytest.fixture

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.distances import kernel_distance
-from cellfluxrl.evaluation.intervals import Interval, mean_interval
-from cellfluxrl.evaluation.metrics import mean_wasserstein
-from cellfluxrl.evaluation.paired import (
+from cellfluxrl.evaluation.statistics.distances import kernel_distance
+from cellfluxrl.evaluation.statistics.intervals import Interval, mean_interval
+from cellfluxrl.evaluation.statistics.metrics import mean_wasserstein
+from cellfluxrl.evaluation.statistics.paired import (
     PairedTest,
     adjust,
     paired_kernel_distances,

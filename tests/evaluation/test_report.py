@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from cellfluxrl.evaluation.report import format_measurement, format_table, write_report
+from cellfluxrl.evaluation.report.html import format_measurement, format_table, write_report
 
 ROWS = {
     "controls": {"moa": (0.04, 0.0041)},

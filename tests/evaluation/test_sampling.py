@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.sampling import stratified_sample
+from cellfluxrl.evaluation.statistics.strata import stratified_sample
 
 label_lists = st.lists(st.integers(0, 6), min_size=1, max_size=80)
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.search import rotate_noise, search_noise, split_grid, steer, systematic_resample
+from cellfluxrl.pipelines.search import rotate_noise, search_noise, split_grid, steer, systematic_resample
 
 MEAN, DIMENSIONS, STEPS = 2.0, 4, 10
 GRID = torch.linspace(0, 1, STEPS + 1)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.selection import StreamingMatch, select_best, select_match, select_reject
+from cellfluxrl.pipelines.selection import StreamingMatch, select_best, select_match, select_reject
 
 
 def energy_distance(chosen, reference):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from skimage.feature import graycomatrix, graycoprops
 
-from cellfluxrl.evaluation.texture import granularity, haralick, local_binary_patterns
+from cellfluxrl.evaluation.features.texture import granularity, haralick, local_binary_patterns
 
 ROWS, COLUMNS = np.mgrid[:48, :48]
 WHOLE = np.ones((1, 48, 48), dtype=bool)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from cellfluxrl.evaluation.two_sample import two_sample_test
+from cellfluxrl.evaluation.statistics.two_sample import two_sample_test
 
 
 @pytest.fixture

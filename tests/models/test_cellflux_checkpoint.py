@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from networks import TINY_ORIGINAL, PlainUNet, original_state_dict, randomized, tiny
 from networks import draw_inputs as draw
 
-from cellfluxrl.cli import main
+from cellfluxrl.commands.cli import main
 from cellfluxrl.models.cellflux_checkpoint import infer_config, original_names, recognized_preset
 from cellfluxrl.models.unet import CellFluxUNet2DModel, preset_config
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline

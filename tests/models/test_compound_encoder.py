@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rdkit import Chem, rdBase
 
 from cellfluxrl import CompoundEncoder
-from cellfluxrl.data.bbbc021_index import read_index
+from cellfluxrl.data.building.bbbc021_index import read_index
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.models.compound_encoder import NO_DOSE, encoder_for, morgan_counts
 

@@ -8,11 +8,12 @@ import torch
 from diffusers import DiffusionPipeline
 from test_generate import images_of
 
-from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, ControlTreatedPairs, cli
+from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, ControlTreatedPairs
+from cellfluxrl.commands import cli
+from cellfluxrl.data.builders.simulated_cells import SimulatedCells
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_uint8
-from cellfluxrl.data.simulated_cells import SimulatedCells
 from cellfluxrl.evaluation.generating import calibrated
 
 

@@ -7,7 +7,7 @@ import torch
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.evaluation.selection import select_match
+from cellfluxrl.pipelines.selection import select_match
 
 TAXOL_MOA = "Microtubule stabilizers"
 NAMES = {

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cellfluxrl import CellFluxRLPipeline, Reward, RewardSuite
-from cellfluxrl.evaluation.selection import StreamingMatch, select_match
 from cellfluxrl.pipelines import cellflux_rl
+from cellfluxrl.pipelines.selection import StreamingMatch, select_match
 
 TAXOL_MOA = "Microtubule stabilizers"
 IMAGE_BYTES = 4 * 3 * 16 * 16

@@ -15,14 +15,16 @@ import tifffile
 import torch
 from PIL import Image
 
-from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder, cli
+from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
+from cellfluxrl.commands import cli
+from cellfluxrl.commands import generate as generate_command
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.evaluation.selection import StreamingMatch
-from cellfluxrl.pipelines import generate_command, generation
-from cellfluxrl.pipelines.generated_files import write_dataset
-from cellfluxrl.pipelines.generation import candidate_generators
+from cellfluxrl.pipelines.generation import run as generation
+from cellfluxrl.pipelines.generation.files import write_dataset
+from cellfluxrl.pipelines.generation.run import candidate_generators
+from cellfluxrl.pipelines.selection import StreamingMatch
 from cellfluxrl.rewards.terms import REWARD_NAMES
 
 BASE = "--pipeline pipe --output_dir out --steps 1 --batch_size 3 --guidance_scale 1"

@@ -13,7 +13,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, cli
+from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline
+from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def home(simulated_cells, pipeline, tmp_path_factory):
 
 
 def start(home: Path, line: str, before: str = "pass") -> subprocess.Popen:
-    code = f"import sys; {before}; from cellfluxrl.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = f"import sys; {before}; from cellfluxrl.commands.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.Popen(
         [sys.executable, "-c", code, *shlex.split(line)],
         cwd=home,

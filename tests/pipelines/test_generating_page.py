@@ -12,12 +12,13 @@ import tifffile
 import torch
 from PIL import Image
 
-from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells, cli
+from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells
+from cellfluxrl.commands import cli
+from cellfluxrl.commands import generate as generate_command
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.pipelines import generate_command
 from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
 from cellfluxrl.training.demo import SHIPPED_BASE

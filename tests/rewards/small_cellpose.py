@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.rewards.segmentation import Masks
+from cellfluxrl.rewards.segmentation.protocol import Masks
 
 WIDTHS = {"default": (32, 64, 128, 256), "small": (8, 16, 32, 64)}
 ROUGH_FLOWS = 0.8  # a `flow_threshold` for networks that were trained for a short time

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from scipy import ndimage as ndi
 from small_cellpose import ROUGH_FLOWS, WIDTHS, eval_loop, eval_model, precision, simulated_crops, train_cellpose
 
-from cellfluxrl.rewards.cellpose_flows import flow_errors, masks_from_flows
-from cellfluxrl.rewards.cellpose_models import load_network
-from cellfluxrl.rewards.cellpose_segmenter import CellposeSegmenter, normalize_images
-from cellfluxrl.rewards.labelling import remove_small
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.segmentation import make_segmenter
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.rewards.segmentation.cellpose.flows import flow_errors, masks_from_flows
+from cellfluxrl.rewards.segmentation.cellpose.models import load_network
+from cellfluxrl.rewards.segmentation.cellpose.segmenter import CellposeSegmenter, normalize_images
+from cellfluxrl.rewards.segmentation.labelling import remove_small
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.protocol import make_segmenter
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 CPU = torch.device("cpu")
 
@@ -79,7 +79,7 @@ def rolling_discs(centres, radius, size=48):
 
 
 def test_importing_rewards_does_not_import_cellpose():
-    code = "import sys, cellfluxrl.rewards; from cellfluxrl.rewards.segmentation import make_segmenter; "
+    code = "import sys, cellfluxrl.rewards; from cellfluxrl.rewards.segmentation.protocol import make_segmenter; "
     code += "make_segmenter('cellpose'); assert not any(name.split('.')[0] == 'cellpose' for name in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -94,7 +94,7 @@ def test_missing_package_says_how_to_install_it(monkeypatch):
 def test_missing_weights_say_which_file_goes_where(tmp_path):
     """With the real package, and a network that cannot be reached."""
     pytest.importorskip("cellpose.resnet_torch")
-    code = "import numpy as np; from cellfluxrl.rewards.segmentation import make_segmenter; "
+    code = "import numpy as np; from cellfluxrl.rewards.segmentation.protocol import make_segmenter; "
     code += "make_segmenter('cellpose')(np.zeros((1, 3, 24, 24)))"
     nowhere = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
     environment = {**os.environ, **nowhere, "no_proxy": "", "CELLPOSE_LOCAL_MODELS_PATH": str(tmp_path)}

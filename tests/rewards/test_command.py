@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from cellfluxrl import RewardSuite, cli
+from cellfluxrl import RewardSuite
+from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.rewards import scoring
 from cellfluxrl.rewards.terms import REWARD_NAMES

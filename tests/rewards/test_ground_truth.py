@@ -12,8 +12,8 @@ import pytest
 
 from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.rewards.measurements import STATISTICS, measure, object_areas
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure, object_areas
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 ROWS, COLUMNS = np.mgrid[:48, :48]
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"

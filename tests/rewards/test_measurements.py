@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import perimeter_crofton
 
-from cellfluxrl.rewards.measurements import STATISTICS, measure, object_areas, object_perimeters
-from cellfluxrl.rewards.segmentation import Masks
+from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure, object_areas, object_perimeters
+from cellfluxrl.rewards.segmentation.protocol import Masks
 
 ROWS, COLUMNS = np.mgrid[:48, :48]
 label_images = arrays(np.int32, (2, 7, 6), elements=st.integers(0, 3))

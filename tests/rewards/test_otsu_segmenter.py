@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.rewards.measurements import measure
-from cellfluxrl.rewards.otsu_segmenter import OtsuSegmenter
-from cellfluxrl.rewards.segmentation import Masks, make_segmenter
-from cellfluxrl.rewards.watershed import WatershedSegmenter
+from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.segmentation.otsu import OtsuSegmenter
+from cellfluxrl.rewards.segmentation.protocol import Masks, make_segmenter
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 NAMES = [name for name in (CONTROL, *MOAS) for _ in range(10)]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cellfluxrl import cli
+from cellfluxrl.commands import cli
 from cellfluxrl.rewards import terms
 
 PAGE = Path(__file__).parents[2] / "docs/rewards.md"

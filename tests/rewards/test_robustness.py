@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfluxrl import MoAClassifier, RewardSuite
-from cellfluxrl.rewards.measurements import STATISTICS
+from cellfluxrl.rewards.segmentation.measurements import STATISTICS
 from cellfluxrl.rewards.suite import FORMS, UNMEASURED
 
 MOAS = ("DMSO", "DNA damage")

@@ -11,12 +11,12 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage as ndi
 from skimage.filters import threshold_otsu
 
-from cellfluxrl.data.normalization import normalize_plate
+from cellfluxrl.data.building.normalization import normalize_plate
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.rewards.labelling import basins, label_pieces, otsu_thresholds, remove_small
-from cellfluxrl.rewards.measurements import measure, object_areas
-from cellfluxrl.rewards.segmentation import SEGMENTERS, make_segmenter
-from cellfluxrl.rewards.watershed import WatershedSegmenter, share_out
+from cellfluxrl.rewards.segmentation.labelling import basins, label_pieces, otsu_thresholds, remove_small
+from cellfluxrl.rewards.segmentation.measurements import measure, object_areas
+from cellfluxrl.rewards.segmentation.protocol import SEGMENTERS, make_segmenter
+from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter, share_out
 
 SHAPE = (3, 8, 9)
 random_foreground = arrays(bool, SHAPE)

@@ -6,10 +6,10 @@ import torch
 
 from cellfluxrl import ControlTreatedPairs
 from cellfluxrl.arguments import SharedArguments
-from cellfluxrl.data.build import build_dataset
+from cellfluxrl.data.building.build import build_dataset
+from cellfluxrl.data.building.sources.simulated import SimulatedPlates
 from cellfluxrl.data.cells import Cells, PlateLog
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.sources.simulated import SimulatedPlates
 from cellfluxrl.training.common import encoder_of, load_cells, load_labelled_cells
 
 IMAGE_SIZE = 16

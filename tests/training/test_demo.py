@@ -40,7 +40,7 @@ pytestmark = pytest.mark.slow
 
 
 def cellfluxrl(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "cellfluxrl.cli", *arguments]
+    command = [sys.executable, "-m", "cellfluxrl.commands.cli", *arguments]
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
 
 

@@ -5,7 +5,7 @@ import torch
 import yaml
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline
-from cellfluxrl.cli import main
+from cellfluxrl.commands.cli import main
 
 SETTINGS = {
     "image_size": 16,

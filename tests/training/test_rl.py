@@ -12,10 +12,10 @@ from cellfluxrl.checkpoints import load_checkpoint
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import rl
+from cellfluxrl.training.cell_task import CellTask, parse_reward_weights
 from cellfluxrl.training.common import conditions_of
+from cellfluxrl.training.plots import SECONDS, TRAINING_PANELS
 from cellfluxrl.training.rl import RLArguments, check_fit, weights_at
-from cellfluxrl.training.rl_plots import SECONDS, TRAINING_PANELS
-from cellfluxrl.training.rl_task import CellTask, parse_reward_weights
 
 
 def arguments(tmp_path, **changed):

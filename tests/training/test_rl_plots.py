@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cellfluxrl.training import rl_plots
-from cellfluxrl.training.rl_plots import ablation, find_runs, optimized_reward, read_results, sweep
+from cellfluxrl.training import plots as rl_plots
+from cellfluxrl.training.plots import ablation, find_runs, optimized_reward, read_results, sweep
 
 REWARDS = {"moa": 0.9, "roundness": -0.9, "combined": 0.5}
 

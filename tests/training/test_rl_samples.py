@@ -4,7 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
-from cellfluxrl.training.rl_samples import save_sample_grid
+from cellfluxrl.training.samples import save_sample_grid
 
 
 @pytest.fixture

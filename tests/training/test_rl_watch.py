@@ -13,10 +13,11 @@ from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.pairs import ControlTreatedPairs, images_to_tensor
 from cellfluxrl.rl.monitor import Moments, Monitor
 from cellfluxrl.seeding import seeded_generator
-from cellfluxrl.training import rl, rl_watch
+from cellfluxrl.training import rl
+from cellfluxrl.training import watch as rl_watch
+from cellfluxrl.training.cell_task import CellTask
 from cellfluxrl.training.demo import SHIPPED_BASE
-from cellfluxrl.training.rl_task import CellTask
-from cellfluxrl.training.rl_watch import base_diversity, real_moments, watch
+from cellfluxrl.training.watch import base_diversity, real_moments, watch
 
 SMALL = {
     "image_size": 16,

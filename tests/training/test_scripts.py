@@ -14,7 +14,7 @@ import yaml
 from safetensors.torch import load_file
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier
-from cellfluxrl.cli import main
+from cellfluxrl.commands.cli import main
 from cellfluxrl.training import common
 from cellfluxrl.training.moa import MoAArguments
 from cellfluxrl.training.pretrain import PretrainArguments

@@ -1,0 +1,167 @@
+"""Control cells of a folder, a file or a data set, each checked before anything is generated from it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from cellfluxrl.data.calibration import MOST_IMAGES, intensity_levels, match_levels
+from cellfluxrl.data.compounds import CONTROL
+from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files, is_dataset, load_split
+from cellfluxrl.data.images import evenly_spread
+from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
+
+# Of a data set's columns, those that say where a control is from.
+PLACE = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")
+
+
+@dataclass(frozen=True)
+class Controls:
+    """
+    Control images of one size.
+
+    Args:
+        rows (`pandas.DataFrame`): One row a control: `control` (its file, or its row in the data set),
+            `control_sha256` (of its pixels, shortened) and, of a data set, `control_plate`, `control_well`, ...
+        read (`Callable[[int], numpy.ndarray]`): Reads that of a row: `(C, H, W)`, float32 in [0, 1], the channels in
+            the network's order.
+        skipped (`list[str]`): What cannot be used, each with the reason.
+    """
+
+    rows: pd.DataFrame
+    read: Callable[[int], np.ndarray]
+    skipped: list[str]
+
+
+def open_controls(
+    name: str,
+    channel_names: Sequence[str],
+    channels: Sequence[str] | None = None,
+    split: str | None = None,
+    max_controls: int | None = None,
+    image_size: tuple[int, int] | None = None,
+) -> Controls:
+    """
+    Find the control images, and read each once.
+
+    Args:
+        name (`str`): A folder of images or a file, as [`images_of_files`] reads them; or a data set, as [`load_split`]
+            does, of which the cells with `is_control` are taken.
+        channel_names (`Sequence[str]`): The channels of the network, in order.
+        channels (`Sequence[str]`, *optional*): Those of the files, in order, if they are others; the network's are
+            taken by name. A data set names its own.
+        split (`str`, *optional*): Which part of a data set; `"test"` by default.
+        max_controls (`int`, *optional*): Take at most so many, evenly spread over all.
+        image_size (`tuple[int, int]`, *optional*): Height and width; by default those of the first control. Controls
+            of another size are skipped.
+
+    Raises:
+        ValueError: If there are no controls, none can be used, or channels are missing.
+    """
+    path = Path(name)
+    if path.exists() and not is_dataset(path):
+        if split:
+            raise ValueError(f"--split is for data sets; {name!r} holds images")
+        own_names = tuple(channels or channel_names)
+        _check_channels(own_names, channel_names)
+        images = images_of_files(path, own_names, moa=CONTROL)
+    else:
+        if channels:
+            raise ValueError(f"--channels is for files; the data set {name!r} names its own")
+        own_names = tuple(channel_names)
+        images = _controls_of_dataset(name, split or "test", own_names)
+    order = [own_names.index(channel) for channel in channel_names]
+
+    def read(row: int) -> np.ndarray:
+        image = images.read(row)
+        scaled = np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image)
+        return np.ascontiguousarray(scaled[order])
+
+    candidates = evenly_spread(len(images.rows), max_controls).tolist()
+    kept, digests, skipped = _check_each(images, candidates, read, image_size)
+    rows = pd.DataFrame({"control": images.rows["source"].iloc[kept].tolist(), "control_sha256": digests})
+    for column in PLACE:
+        if column in images.rows:
+            rows[f"control_{column}"] = images.rows[column].iloc[kept].to_numpy()
+    return Controls(rows, lambda row: read(kept[row]), [*images.skipped, *skipped])
+
+
+def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
+    """
+    The same controls at the intensities of those of training ([`CellFluxPipeline.calibrate`]), plate by plate.
+
+    Images of files, which name no plate, are taken to be of one. Rows and digests stay as they are.
+
+    Raises:
+        ValueError: If a plate has fewer than 20 controls, or the pipeline does not know those of training.
+    """
+    reference, own = pipe.training_levels(), {}
+    plate_of = controls.rows.get("control_plate", pd.Series([""] * len(controls.rows))).to_numpy()
+    for plate in pd.unique(plate_of):
+        rows = np.flatnonzero(plate_of == plate)
+        rows = rows[evenly_spread(len(rows), MOST_IMAGES)]
+        own[plate] = intensity_levels(np.stack([2 * controls.read(row) - 1 for row in rows]))
+
+    def read(row: int) -> np.ndarray:
+        image = torch.from_numpy(2 * controls.read(row) - 1)[None]
+        return ((match_levels(image, own[plate_of[row]], reference) + 1) / 2)[0].numpy()
+
+    return Controls(controls.rows, read, controls.skipped)
+
+
+def _check_channels(own_names: tuple[str, ...], channel_names: Sequence[str]) -> None:
+    for channel in channel_names:
+        if channel not in own_names:
+            raise ValueError(f"the network needs the channel {channel!r}, but --channels names {list(own_names)}")
+    if len(set(own_names)) < len(own_names):
+        raise ValueError(f"--channels names a channel twice: {list(own_names)}")
+
+
+def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) -> ImagesToScore:
+    cells = load_split(name, split)
+    own_names = channel_names_of(cells)
+    if sorted(own_names) != sorted(channel_names):
+        raise ValueError(f"the data set has the channels {own_names}, the network {channel_names}")
+    if "is_control" not in cells.column_names:
+        raise unknown_name("column: the data set does not tell its controls by", "is_control", cells.column_names)
+    rows = np.flatnonzero(cells["is_control"])
+    if len(rows) == 0:
+        raise ValueError(f"none of the {len(cells)} cells of {name!r}, split {split!r}, is a control")
+    images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL)
+    return ImagesToScore(images.rows.assign(source=[f"row {row}" for row in rows]), images.read)
+
+
+def _check_each(
+    images: ImagesToScore,
+    candidates: Sequence[int],
+    read: Callable[[int], np.ndarray],
+    image_size: tuple[int, int] | None,
+) -> tuple[list[int], list[str], list[str]]:
+    """The rows that can be used, a digest of the pixels of each, and what is wrong with the others."""
+    kept, digests, skipped = [], [], []
+    expected = image_size
+    for row in tqdm(candidates, unit=" controls", desc="reading", leave=False):
+        try:
+            image = read(row)
+            expected = expected or image.shape[1:]
+            if image.shape[1:] != expected:
+                whose = "the rewards were fitted on" if image_size else "the first control has"
+                raise ValueError(f"{image.shape[1:]} pixels, {whose} {expected}")
+        except (ValueError, OSError) as error:
+            source = images.rows["source"].iloc[row]
+            skipped.append(str(error) if str(error).startswith(source) else f"{source}: {error}")
+            continue
+        kept.append(row)
+        digests.append(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()[:16])
+    if not kept:
+        raise ValueError(f"none of the {len(candidates)} controls can be used; the first: {skipped[0]}")
+    return kept, digests, skipped

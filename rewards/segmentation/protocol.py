@@ -1,0 +1,125 @@
+"""What a segmenter is, and how one is chosen by its name."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from typing import ClassVar, Protocol
+
+import numpy as np
+
+from cellfluxrl.errors import unknown_name
+
+NUCLEUS_CHANNEL = "dna"
+ENTRY_POINTS = "cellfluxrl.segmenters"
+SEGMENTERS: dict[str, type] = {}
+
+
+@dataclass(frozen=True)
+class Masks:
+    """Instance labels of the nuclei and cells of N images.
+
+    Attributes:
+        nuclei: (N, H, W) int32; 0 is background, the K nuclei of an image are 1 to K.
+        cells: (N, H, W) int32; 0 is background, the K cells of an image are 1 to K. A cell's label says nothing about
+            the label of the nucleus inside it.
+    """
+
+    nuclei: np.ndarray
+    cells: np.ndarray
+
+
+class Segmenter(Protocol):
+    """Anything that turns images into `Masks`: implement this to plug in another method.
+
+    To be saved with a reward suite it is a dataclass whose fields go into JSON, and is known by its name
+    ([`register_segmenter`]).
+    """
+
+    name: ClassVar[str]
+
+    def __call__(self, images: np.ndarray) -> Masks:
+        """Segment (N, C, H, W) float images with values in [0, 1]."""
+        ...
+
+
+def check_images(images: np.ndarray, channel_names: tuple[str, ...]) -> None:
+    """Raise a `ValueError` unless `images` are (N, C, H, W) finite floats in [0, 1] with the channels named."""
+    if not isinstance(images, np.ndarray) or not np.issubdtype(images.dtype, np.floating):
+        kind = getattr(images, "dtype", type(images).__name__)
+        raise ValueError(f"images must be a numpy array of floats in [0, 1], got {kind}")
+    if images.ndim != 4 or images.shape[1] != len(channel_names) or min(images.shape[2:]) < 1:
+        raise ValueError(
+            f"images must be (N, {len(channel_names)}, H, W) with the channels {channel_names}, got {images.shape}"
+        )
+    if images.size == 0:
+        return
+    low, high = images.min(), images.max()
+    if not (low >= 0 and high <= 1):  # false for NaN too
+        raise ValueError(f"images must be finite and in [0, 1], got values from {low} to {high}")
+
+
+def register_segmenter(segmenter: type) -> type:
+    """
+    Make a segmenter known by its `name`, so that suites can use, save and load it. Works as a decorator.
+
+    A package that is installed beside this one can do without: an entry point of the group `cellfluxrl.segmenters`,
+    named as the segmenter and pointing to its class, is found by itself.
+
+    Raises:
+        ValueError: If it is no dataclass, has no name, or another segmenter has the name.
+
+    Example:
+        >>> @register_segmenter
+        ... @dataclass(frozen=True)
+        ... class Threshold:
+        ...     name: ClassVar[str] = "threshold"
+        ...     level: float = 0.5
+        ...
+        ...     def __call__(self, images: np.ndarray) -> Masks:
+        ...         nuclei = (images[:, 0] > self.level).astype(np.int32)
+        ...         cells = (images.max(axis=1) > self.level).astype(np.int32)
+        ...         return Masks(nuclei, cells)
+        >>> make_segmenter("threshold", level=0.4)
+        Threshold(level=0.4)
+    """
+    name = getattr(segmenter, "name", None)
+    if not isinstance(name, str) or not dataclasses.is_dataclass(segmenter):
+        raise ValueError(f"a segmenter is a dataclass with a `name`, got {segmenter!r}")
+    if SEGMENTERS.get(name, segmenter) is not segmenter:
+        raise ValueError(f"there is a segmenter {name!r} already: {SEGMENTERS[name]!r}")
+    SEGMENTERS[name] = segmenter
+    return segmenter
+
+
+def make_segmenter(name: str, **settings: object) -> Segmenter:
+    """Build a segmenter from its name and settings, for example from a configuration file.
+
+    Args:
+        name: A registered segmenter, or an entry point of the group `cellfluxrl.segmenters`.
+        **settings: Fields of that segmenter.
+
+    Raises:
+        ValueError: If the name or a setting is unknown, or a setting's value is not allowed.
+
+    Example:
+        >>> make_segmenter("watershed", nucleus_sigma=1.5).nucleus_sigma
+        1.5
+    """
+    segmenter = _segmenter_class(name)
+    fields = [field.name for field in dataclasses.fields(segmenter)]
+    for setting in settings:
+        if setting not in fields:
+            raise unknown_name(f"setting of segmenter {name!r}:", setting, fields)
+    return segmenter(**settings)
+
+
+def _segmenter_class(name: str) -> type:
+
+    if name in SEGMENTERS:
+        return SEGMENTERS[name]
+    plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
+    if name not in plugins:
+        raise unknown_name("segmenter", name, [*SEGMENTERS, *plugins])
+    return register_segmenter(plugins[name].load())

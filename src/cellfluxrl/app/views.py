@@ -1,0 +1,485 @@
+"""What the app shows: results as HTML with pictures and plots in it, as tables, as sentences, and as files."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from cellfluxrl.app.simulation import (
+    PASTED_NAME,
+    TIMES,
+    ControlChoices,
+    Models,
+    Result,
+    Row,
+    Statistic,
+    above_real,
+    check_smiles,
+    compare_rewards,
+    compare_statistics,
+)
+from cellfluxrl.data.images import to_uint8
+from cellfluxrl.data.info import BLUE_GREEN_RED, PALETTE, composite
+from cellfluxrl.figures import CELL_COLOR, COLORS, NUCLEUS_COLOR, TEXT_COLOR, outlined, styled
+from cellfluxrl.pipelines.generation.files import write_image
+from cellfluxrl.rewards.segmentation.protocol import Masks
+
+ALL_CHANNELS = "all channels"
+PICTURE_PIXELS = 192  # of the shorter side, at least; about the size on the page, so that outlines stay whole
+ROW_COLORS = {"Base": COLORS[0], "After RL": COLORS[1], "Generated": COLORS[1], "Control": "#666666"}
+ROW_MARKERS = {"Base": "s", "After RL": "o", "Generated": "o", "Control": "x"}
+ROW_SIGNS = {"Base": "■", "After RL": "●", "Generated": "●", "Control": "✕"}
+REAL_COLOR = "#9a9a9a"
+TITLES = {
+    "moa": "Looks like its mechanism",
+    "containment": "Nuclei inside cells",
+    "roundness": "Roundness of nuclei",
+    "nucleus_size": "Largest nucleus",
+    "cytoplasm_size": "Largest cell",
+    "nucleus_count": "Number of nuclei",
+    "cytoplasm_count": "Number of cells",
+    "combined": "Combined",
+}
+UNITS = {
+    "moa": "log-odds of the classifier",
+    "roundness": "4π area / perimeter²",
+    "nucleus_size": "pixels",
+    "cytoplasm_size": "pixels",
+    "nucleus_count": "in the crop",
+    "cytoplasm_count": "in the crop",
+}
+UPLOADS = "a PNG in RGB (red is the last channel), or a TIFF, .npy or .npz with channels before height and width"
+
+
+def title_of(reward: str) -> str:
+    """What a reward is called on the page."""
+    return TITLES.get(reward, reward.replace("_", " ").capitalize())
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Messages
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def alert(message: object, advice: str = "") -> str:
+    """A box that says what is wrong, and what to do."""
+    first, _, rest = str(message).partition("\n")
+    excerpt = f"<pre>{html.escape(rest)}</pre>" if rest else ""
+    advice = f"<p>{html.escape(advice)}</p>" if advice else ""
+    return f'<div class="cf-alert" role="alert"><p>{html.escape(_sentence(first))}</p>{excerpt}{advice}</div>'
+
+
+def _sentence(text: str) -> str:
+    # Messages of the package begin in lower case; a name, such as RDKit or taxol.png, is left as it is.
+    return text if not text[:1].islower() or "." in text.split(":")[0].split(" ")[0] else text[0].upper() + text[1:]
+
+
+def empty_state() -> str:
+    """What stands in the place of the results before there are any."""
+    return (
+        '<div class="cf-empty"><div class="cf-arrow" aria-hidden="true">control <span>→</span> treated</div>'
+        "<h2>No cells generated yet</h2>"
+        "<p>Choose a control cell and a compound, then press <b>Generate</b>. You will see what the model makes of "
+        "the cell, the outlines of nuclei and cells, how each picture compares with real treated cells, and the way "
+        "from the control to the result.</p></div>"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Pictures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def pictures(
+    images: torch.Tensor,
+    channel_names: Sequence[str],
+    channel: str = ALL_CHANNELS,
+    masks: Masks | None = None,
+) -> np.ndarray:
+    """
+    Show images in colour (actin red, tubulin green, DNA blue) or one channel in grey, enlarged into squares.
+
+    Args:
+        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1].
+        channel_names (`Sequence[str]`): The channels, in order.
+        channel (`str`, defaults to all of them): The one that is shown.
+        masks ([`Masks`], *optional*): Whose outlines are drawn: nuclei white, cells yellow.
+
+    Returns:
+        `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
+    """
+    if channel == ALL_CHANNELS:
+        colors = channel_colors(channel_names)
+        rgb = np.stack([composite(image, colors) for image in to_uint8(images)])
+        shown = torch.from_numpy(rgb[..., ::-1].transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+    else:
+        shown = images[:, [list(channel_names).index(channel)]]
+    scale = max(1, -(-PICTURE_PIXELS // min(images.shape[2:])))
+    return outlined(shown, *((None, None) if masks is None else (masks.nuclei, masks.cells)), scale=scale)
+
+
+def channel_colors(channel_names: Sequence[str]) -> Sequence[tuple[int, int, int]]:
+    """The colour of each channel where all are shown together."""
+    return BLUE_GREEN_RED if len(channel_names) == 3 else PALETTE[: len(channel_names)]
+
+
+def gallery_pictures(choices: ControlChoices, channel_names: Sequence[str]) -> list[np.ndarray]:
+    """Controls to choose from."""
+    return list(pictures(torch.from_numpy(choices.images) * 2 - 1, channel_names))
+
+
+def channels_html(image: np.ndarray, channel_names: Sequence[str], name: str) -> str:
+    """One control: all of its channels together, and each."""
+    image = torch.from_numpy(image)[None] * 2 - 1
+    shown = [(channel, pictures(image, channel_names, channel)[0]) for channel in (ALL_CHANNELS, *channel_names)]
+    figures = "".join(_figure(picture, _channel_caption(c, channel_names), f"{name}, {c}") for c, picture in shown)
+    return f'<div class="cf-cells cf-small" style="--columns: {len(shown)}">{figures}</div>'
+
+
+def _channel_caption(channel: str, channel_names: Sequence[str]) -> str:
+    if channel == ALL_CHANNELS:
+        return "all"
+    color = channel_colors(channel_names)[list(channel_names).index(channel)]
+    return f'<i class="cf-dot" style="background: rgb{color}"></i>{html.escape(channel)}'
+
+
+def cells_html(result: Result, channel_names: Sequence[str], channel: str, with_outlines: bool, frame: int) -> str:
+    """
+    The control above the cells that each pipeline has generated of it, at one time of the way.
+
+    Args:
+        result ([`Result`]): What to show.
+        channel_names (`Sequence[str]`): The channels, in order.
+        channel (`str`): The one to show, or `ALL_CHANNELS`.
+        with_outlines (`bool`): Whether to outline nuclei and cells; only the ends of the way have them.
+        frame (`int`): Which of `TIMES`; the last shows the generated images.
+    """
+    is_end = frame == len(TIMES) - 1
+    control = _row_html("Control", result.control, channel_names, channel, with_outlines, None, result.control_name)
+    parts = []
+    for title, row in result.rows.items():
+        note = result.treatment.label + ("" if is_end else f", on the way (t = {TIMES[frame]:.2f})")
+        own_frame = None if is_end else frame
+        parts.append(_row_html(title, row, channel_names, channel, with_outlines, own_frame, note))
+    legend = _legend(channel_names, channel, with_outlines, result.moa is not None)
+    return f'<div class="cf-rows"><div class="cf-first">{control}{legend}</div>{"".join(parts)}</div>'
+
+
+def _row_html(
+    title: str,
+    row: Row,
+    channel_names: Sequence[str],
+    channel: str,
+    with_outlines: bool,
+    frame: int | None,
+    note: str,
+) -> str:
+    images = row.images if frame is None else row.trajectory[frame]
+    masks = row.masks if with_outlines and frame is None else None
+    shown = pictures(images, channel_names, channel, masks)
+    figures = []
+    for i, picture in enumerate(shown):
+        caption, description = "", f"{title}: {note}, {channel}"
+        if title == "Control":
+            caption = html.escape(note)
+        elif frame is None and row.rewards is not None:
+            is_inside = bool(row.within_range[i])
+            mark = '<b class="cf-in">✓</b> in range' if is_inside else '<b class="cf-out">✕</b> outside'
+            caption = f"{row.rewards['combined'][i]:.2f} · {mark}"
+            description += f", image {i + 1}, combined reward {row.rewards['combined'][i]:.2f}"
+        figures.append(_figure(picture, caption, description))
+    dot = f'<i class="cf-dot" style="background: {ROW_COLORS[title]}"></i>'
+    beside = "" if title == "Control" else f" <small>{html.escape(note)}</small>"
+    heading = f"<h3>{dot}{title}{beside}</h3>"
+    return f'<section>{heading}<div class="cf-cells">{"".join(figures)}</div></section>'
+
+
+def _figure(picture: np.ndarray, caption: str, description: str) -> str:
+    caption = f"<figcaption>{caption}</figcaption>" if caption else ""
+    return f'<figure><img src="{_png_uri(picture)}" alt="{html.escape(description)}">{caption}</figure>'
+
+
+def _legend(channel_names: Sequence[str], channel: str, with_outlines: bool, is_scored: bool) -> str:
+    shown = []
+    if channel == ALL_CHANNELS:
+        named = reversed(list(zip(channel_names, channel_colors(channel_names), strict=True)))
+        shown += [f'<span><i class="cf-dot" style="background: rgb{c}"></i>{html.escape(n)}</span>' for n, c in named]
+    if with_outlines:
+        outlines = (("nuclei", NUCLEUS_COLOR), ("cells", CELL_COLOR))
+        shown += [f'<span><i class="cf-line" style="border-color: rgb{c}"></i>{n}</span>' for n, c in outlines]
+    lines = [f'<p class="cf-keys">{"".join(shown)}</p>']
+    if is_scored:
+        lines.append(
+            "<p>Below each picture: its combined reward, and whether everything that is measured in it lies where "
+            '95 % of real cells do (<b class="cf-in">✓</b>) or not (<b class="cf-out">✕</b>).</p>'
+        )
+    if with_outlines:
+        lines.append("<p>The outlines are what the rewards measure.</p>")
+    return f'<div class="cf-legend">{"".join(lines)}</div>'
+
+
+def _png_uri(picture: np.ndarray) -> str:
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Compounds
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def compound_html(models: Models, compound: str | None, smiles: str | None) -> str:
+    """The structure of a known compound or of a SMILES, with its name and mechanism, or what is wrong with it."""
+    if compound is None:
+        if not (smiles or "").strip():
+            return '<p class="cf-note">The structure is drawn here once a SMILES is pasted.</p>'
+        try:
+            known = check_smiles(smiles, models)
+        except ValueError as error:
+            return alert(
+                error, "Correct the SMILES, or choose a known compound. Databases such as ChEMBL list SMILES."
+            )
+        caption = (
+            f"This is <b>{html.escape(known)}</b>." if known else "A structure that the pipeline has no name for."
+        )
+        return _molecule(smiles.strip(), caption)
+    entry = models.pipe.encoder.config.compounds[compound]
+    moa = entry.get("moa") or "mechanism not known"
+    return _molecule(entry["smiles"], f"<b>{html.escape(compound)}</b><br>{html.escape(moa)}")
+
+
+def _molecule(smiles: str, caption: str) -> str:
+    from rdkit import Chem
+    from rdkit.Chem.Draw import rdMolDraw2D
+
+    drawing = rdMolDraw2D.MolDraw2DSVG(320, 170)
+    drawing.drawOptions().clearBackground = False
+    rdMolDraw2D.PrepareAndDrawMolecule(drawing, Chem.MolFromSmiles(smiles))
+    drawing.FinishDrawing()
+    image = _svg_image(drawing.GetDrawingText(), "structure")
+    return f'<figure class="cf-molecule">{image}<figcaption>{caption}</figcaption></figure>'
+
+
+def _svg_image(svg: str, description: str) -> str:
+    encoded = base64.b64encode(svg.encode()).decode()
+    return f'<img src="data:image/svg+xml;base64,{encoded}" alt="{html.escape(description)}">'
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Comparison with real cells
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def summary_html(models: Models, result: Result) -> str:
+    """What was generated, and in one glance how it compares with real cells."""
+    sampling = result.sampling
+    count = f"{sampling.num_images} image" + ("s" if sampling.num_images > 1 else "")
+    chosen = f", each chosen among {sampling.best_of_n} candidates" if sampling.best_of_n > 1 else ""
+    lines = [f"<h2>{html.escape(result.treatment.label)}</h2>"]
+    lines.append(f"<p>{count} of {html.escape(result.control_name)}{chosen}.</p>")
+    if result.moa is None:
+        lines.append(f"<p>{_why_not_scored(models, result)}</p>")
+    else:
+        inside = [f"{title} {int(r.within_range.sum())} of {len(r.images)}" for title, r in result.rows.items()]
+        lines.append(
+            f"<p>Within the range of real cells of <b>{html.escape(result.moa)}</b> in everything that is measured: "
+            f"<b>{', '.join(inside)}</b>.</p>"
+        )
+    if models.base is None:
+        lines.append(
+            '<p class="cf-note">There is no base to compare with: start the app with '
+            "<code>--base FOLDER_OR_ID</code> to see the cells before post-training beside these.</p>"
+        )
+    return f'<div class="cf-summary" role="status">{"".join(lines)}</div>'
+
+
+def _why_not_scored(models: Models, result: Result) -> str:
+    if models.pipe.rewards is None:
+        return "This pipeline has no rewards: its cells are shown, and not compared with real ones."
+    if result.treatment.compound == PASTED_NAME:
+        return "Not scored: no mechanism was chosen to compare the structure with."
+    return "Not scored: the rewards know no real cells of this compound's mechanism."
+
+
+def statistics_html(models: Models, result: Result) -> str:
+    """A small plot for each statistic: the distribution in real cells, the generated cells, and a sentence."""
+    if result.moa is None:
+        return ""
+    panels = []
+    for statistic in compare_statistics(models, result):
+        title, words = html.escape(title_of(statistic.name)), _in_words(statistic)
+        caption = f"<figcaption><b>{title}</b><small>{UNITS.get(statistic.name, '')}</small></figcaption>"
+        plot = _svg_image(_statistic_plot(statistic), f"{title}: {words}")
+        panels.append(f"<figure>{caption}{plot}<p>{words}</p></figure>")
+    keys = "".join(
+        f'<span><b style="color: {ROW_COLORS[title]}">{ROW_SIGNS[title]}</b> {title}</span>'
+        for title in ("Control", *result.rows)
+    )
+    return (
+        f'<h3>Against real cells <small>{html.escape(result.moa)}</small></h3><p class="cf-keys">{keys}'
+        "<span>Grey: real cells; band: 95 % of them; line: their mean</span></p>"
+        f'<div class="cf-panels">{"".join(panels)}</div>'
+    )
+
+
+def _in_words(statistic: Statistic) -> str:
+    parts = []
+    for title, values in statistic.values.items():
+        known = values[np.isfinite(values)]
+        above, below = int((known > statistic.high).sum()), int((known < statistic.low).sum())
+        missing = len(values) - len(known)
+        said = [f"{above} above real cells"] * bool(above) + [f"{below} below"] * bool(below)
+        said += [f"{missing} without anything to measure"] * bool(missing)
+        if said and title != "Control":
+            parts.append(f"{title}: {', '.join(said)}, of {len(values)}.")
+    return " ".join(parts) or "All within the range of real cells."
+
+
+def _statistic_plot(statistic: Statistic) -> str:
+    """An SVG: the density of real cells, and a line of marks for each row."""
+    rows = list(statistic.values)
+    figure = Figure(figsize=(3.4, 1.15 + 0.2 * len(rows)), layout="constrained")
+    axes = styled(figure.add_subplot())
+    finite = [values[np.isfinite(values)] for values in statistic.values.values()]
+    low, high = np.quantile(statistic.real, [0.002, 0.998])
+    every = np.concatenate([[low, high], *finite])
+    pad = 0.05 * (every.max() - every.min() or 1)
+    at = np.linspace(every.min() - pad, every.max() + pad, 240)
+    width = max(statistic.real.std() * 0.3, 1e-6)
+    density = np.exp(-(((at[:, None] - statistic.real) / width) ** 2) / 2).mean(axis=1)
+    axes.axvspan(statistic.low, statistic.high, color="#f0f0f0", linewidth=0)
+    axes.fill_between(at, 0, density / density.max(), color=REAL_COLOR, alpha=0.55, linewidth=0)
+    axes.axvline(statistic.real.mean(), color="#555555", linewidth=1)
+    for k, (title, values) in enumerate(statistic.values.items()):
+        filled = ROW_MARKERS[title] != "x"
+        edge = {"markeredgecolor": "white", "markeredgewidth": 0.7} if filled else {"markeredgewidth": 1.6}
+        heights = np.full(len(values), -0.28 - 0.34 * k)
+        axes.plot(values, heights, ROW_MARKERS[title], color=ROW_COLORS[title], markersize=7, clip_on=False, **edge)
+    axes.set_xlim(at[0], at[-1])
+    axes.set_ylim(-0.28 - 0.34 * (len(rows) - 1) - 0.25, 1.05)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(labelsize=9, colors=TEXT_COLOR)
+    axes.locator_params(axis="x", nbins=5)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True)
+    return buffer.getvalue()
+
+
+def rewards_html(models: Models, result: Result) -> str:
+    """The mean of each reward beside that of real cells, and in words where it is above it."""
+    if result.moa is None:
+        return ""
+    comparison = compare_rewards(models, result)
+    titles = [*result.rows, "Real cells"]
+    head = "".join(f'<th scope="col">{title}</th>' for title in titles)
+    body = []
+    for name, means in comparison.items():
+        cells = []
+        for title in titles:
+            is_above = title != "Real cells" and name in above_real(comparison, title)
+            word = ' <span class="cf-above">above real</span>' if is_above else ""
+            cells.append(f"<td>{means[title]:.2f}{word}</td>")
+        body.append(f'<tr><th scope="row">{html.escape(title_of(name))}</th>{"".join(cells)}</tr>')
+    counts = [f"{title}: {len(above_real(comparison, title))} of {len(comparison)}" for title in result.rows]
+    return (
+        "<h3>Rewards <small>means of the images; higher is better, up to real cells</small></h3>"
+        f'<div class="cf-scroll"><table class="cf-table"><thead><tr><th scope="col">Reward</th>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
+        f'<p class="cf-note">Above real cells: {"; ".join(counts)}. These rewards are largest for one average cell; '
+        "real cells differ, and score lower. A value above theirs is no better biology: it is what choosing or "
+        "training for the reward buys.</p>"
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def scores_table(models: Models, result: Result) -> pd.DataFrame:
+    """
+    One line an image, the control and the means of real cells included.
+
+    Returns:
+        `pandas.DataFrame`: Where an image is from (`source`, `image`), how it was made, and where it was scored its
+        rewards (`reward_NAME` and `combined`), statistics (as they are measured) and `within_range`.
+    """
+    treatment, sampling = result.treatment, result.sampling
+    shared = {
+        "control": result.control_name,
+        "compound": treatment.compound,
+        "smiles": treatment.smiles,
+        "concentration": treatment.concentration,
+        "moa": result.moa or "",
+        "seed": sampling.seed,
+        "best_of_n": sampling.best_of_n,
+        "selection": sampling.selection if sampling.best_of_n > 1 else "",
+        "num_inference_steps": sampling.num_inference_steps,
+        "guidance_scale": sampling.guidance_scale,
+    }
+    lines = []
+    for source, row in {"Control": result.control, **result.rows}.items():
+        for i in range(len(row.images)):
+            line = {"source": source.lower(), "image": i + 1, **shared}
+            if row.selected is not None:
+                line["selected"] = int(row.selected[i])
+            if row.rewards is not None:
+                line |= {_reward_column(name): float(values[i]) for name, values in row.rewards.items()}
+                line["within_range"] = bool(row.within_range[i])
+            if row.measured is not None:
+                names = models.pipe.rewards.statistic_names
+                line |= {f"measured_{n}": float(row.measured.values[i, k]) for k, n in enumerate(names)}
+            lines.append(line)
+    if result.moa is not None:
+        means = models.pipe.rewards.real_means([result.moa])
+        lines.append({"source": "real cells (mean)", **{_reward_column(name): mean for name, mean in means.items()}})
+    return pd.DataFrame(lines).astype({"image": "Int64"})
+
+
+def _reward_column(name: str) -> str:
+    return name if name == "combined" else f"reward_{name}"
+
+
+def write_downloads(models: Models, result: Result, folder: Path) -> tuple[Path, Path, Path]:
+    """
+    Write what can be downloaded of a result.
+
+    Returns:
+        A ZIP of OME-TIFFs (the images as they are, one plane a channel), a ZIP of PNGs (enlarged, with and without
+        outlines), and a CSV file of [`scores_table`].
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    names = models.pipe.channel_names
+    every = {"control": result.control, **{title.lower().replace(" ", "_"): row for title, row in result.rows.items()}}
+    tiffs, pngs, scores = (folder / name for name in ("images_tiff.zip", "pictures_png.zip", "scores.csv"))
+    with zipfile.ZipFile(tiffs, "w") as archive:
+        for title, row in every.items():
+            for i, image in enumerate(to_uint8(row.images)):
+                path = folder / f"{title}_{i + 1}.ome.tiff"
+                write_image(path, image, names)
+                archive.write(path, path.name)
+                path.unlink()
+    with zipfile.ZipFile(pngs, "w") as archive:
+        for title, row in every.items():
+            for ending, masks in (("", None), ("_outlines", row.masks)):
+                if ending and masks is None:
+                    continue
+                for i, picture in enumerate(pictures(row.images, names, masks=masks)):
+                    buffer = io.BytesIO()
+                    Image.fromarray(picture).save(buffer, format="PNG")
+                    archive.writestr(f"{title}_{i + 1}{ending}.png", buffer.getvalue())
+    scores_table(models, result).to_csv(scores, index=False)
+    return tiffs, pngs, scores

@@ -1,0 +1,163 @@
+"""`cellfluxrl data build`, `info` and `push`."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cellfluxrl.arguments import (
+    CommandParser,
+    add_json_option,
+    argument_parser,
+    option,
+    parse_arguments,
+    run_subcommand,
+)
+from cellfluxrl.terminal import print_json
+
+CONTACT_SHEET = "contact_sheet.png"
+
+
+@dataclass
+class BuildArguments:
+    source: str = option("bbbc021", "'bbbc021', 'impa', 'folder', 'crops' or 'simulated'")
+    output_dir: str = option("data", "where the data set goes; an interrupted build goes on there")
+    data_dir: str | None = option(None, "what the source reads; for bbbc021 default: OUTPUT_DIR/downloads")
+    table: str | None = option(None, "CSV file that describes the crops (impa) or the images (folder)")
+    plates: list[str] | None = option(None, "only these plates")
+    split: str = option("plate", "'plate', 'cellflux', 'leave_one_compound_out', 'leave_one_batch_out' or 'published'")
+    held_out: list[str] = option([], "plates, compound or batch of the test split")
+    crop_size: int | None = option(None, "height and width of a crop in pixels of the image; default: 96")
+    image_size: int | None = option(None, "resize crops to this height and width; default: as they are cut")
+    nucleus_diameter: float | None = option(None, "typical diameter of a nucleus in pixels of the image")
+    nucleus_channel: str | None = option(None, "folder: the channel that stains DNA; default: dna")
+    control: str | None = option(None, "folder: the compound of untreated wells; default: DMSO")
+    license: str | None = option(None, "folder: the data set's licence, as the Hub names it, e.g. cc-by-4.0")
+    labelled_only: bool | None = option(None, "bbbc021: leave out compounds without a mechanism of action")
+    base_url: str | None = option(None, "bbbc021: where the archives are published")
+    checksums: str | None = option(None, "bbbc021: file of `sha256sum`'s format, to check downloads against")
+    cells_per_moa: int | None = option(None, "simulated: treated cells of each mechanism of action")
+    controls_per_plate: int | None = option(None, "simulated: controls of each plate")
+    num_plates: int | None = option(None, "simulated: plates")
+    seed: int | None = option(None, "simulated: seed of everything that is random")
+    num_proc: int = option(os.cpu_count() or 1, "processes that cut and encode")
+    json: bool = option(False, "print the result as JSON, and nothing else")
+
+
+def build_parser() -> CommandParser:
+    return argument_parser(BuildArguments, "cellfluxrl data build", inspect.getdoc(build))
+
+
+def build(argv: Sequence[str]) -> None:
+    """
+    Write the cells of plates as Parquet, with their metadata.
+
+    The same command goes on where it was interrupted.
+
+    Examples:
+      cellfluxrl data build --source bbbc021 --plates Week4_27801 Week4_27821 --output_dir bbbc021
+      cellfluxrl data build --source folder --table plates.csv --nucleus_diameter 21 --output_dir my_cells
+      cellfluxrl data build --source simulated --cells_per_moa 400 --image_size 48 --output_dir simulated
+    """
+    args = parse_arguments(BuildArguments, "data", inspect.getdoc(build), argv, prog="cellfluxrl data build")
+    from cellfluxrl.data.building.build import build_dataset
+    from cellfluxrl.data.building.sources import make_source
+    from cellfluxrl.data.info import contact_sheet
+
+    settings = asdict(args)
+    settings.pop("json")
+    output_dir, source_name = settings.pop("output_dir"), settings.pop("source")
+    split, held_out, num_proc = settings.pop("split"), settings.pop("held_out"), settings.pop("num_proc")
+    license = settings.pop("license")
+    if source_name == "bbbc021" and args.data_dir is None:
+        settings["data_dir"] = str(Path(output_dir) / "downloads")
+    source = make_source(source_name, **settings)
+    build_dataset(source, source_name, output_dir, split, held_out, num_proc, license)
+    contact_sheet(output_dir, Path(output_dir) / CONTACT_SHEET)
+    _print_contents(output_dir, args.json)
+
+
+def _print_contents(folder: str, as_json: bool) -> None:
+    """What is in a data set: tables, or every count and problem as JSON."""
+    from cellfluxrl.data.info import REPORT_NAME, count_cells, problems_of, summarize
+
+    if not as_json:
+        print(summarize(folder))
+        return
+    path = Path(folder) / REPORT_NAME
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"complete": None, "plates": {}}
+    print_json(
+        {
+            "folder": folder,
+            "complete": report.get("complete"),
+            "counts": count_cells(folder).to_dict("records"),
+            "problems": problems_of(report).to_dict("records"),
+        }
+    )
+
+
+def info_parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl data info", inspect.getdoc(info))
+    parser.add_argument("folder", help="where the data set was built")
+    parser.add_argument("--contact_sheet", help=f"where the picture goes; default: FOLDER/{CONTACT_SHEET}")
+    add_json_option(parser)
+    return parser
+
+
+def info(argv: Sequence[str]) -> None:
+    """
+    Print what is in a data set, and draw some of its cells.
+
+    Examples:
+      cellfluxrl data info my_cells
+      cellfluxrl data info my_cells --json
+    """
+    args = info_parser().parse_args(argv)
+    from cellfluxrl.data.info import contact_sheet
+
+    _print_contents(args.folder, args.json)
+    sheet = args.contact_sheet or Path(args.folder) / CONTACT_SHEET
+    contact_sheet(args.folder, sheet)
+    if not args.json:
+        print(f"contact sheet: {sheet}")
+
+
+def push_parser() -> CommandParser:
+    parser = CommandParser("cellfluxrl data push", inspect.getdoc(push))
+    parser.add_argument("folder", help="where the data set was built")
+    parser.add_argument("repo_id", help="org/name")
+    parser.add_argument("--private", action="store_true", help="only for those with access; default: public")
+    parser.add_argument("--token", help="default: that of `hf auth login`, or the environment variable HF_TOKEN")
+    add_json_option(parser)
+    return parser
+
+
+def push(argv: Sequence[str]) -> None:
+    """
+    Publish a data set on the Hugging Face Hub, in one commit; repeat it after an interruption.
+
+    Examples:
+      cellfluxrl data push my_cells your-name/my-cells
+      cellfluxrl data push my_cells your-name/my-cells --private
+    """
+    args = push_parser().parse_args(argv)
+    from cellfluxrl.data.push import push_dataset
+
+    url = push_dataset(args.folder, args.repo_id, private=args.private, token=args.token)
+    if args.json:
+        print_json({"repo_id": args.repo_id, "url": str(url)})
+    else:
+        print(url)
+
+
+COMMANDS = {"build": build, "info": info, "push": push}
+PARSERS = {"build": build_parser, "info": info_parser, "push": push_parser}
+
+
+def main(argv: Sequence[str]) -> None:
+    """Run one of the commands."""
+    run_subcommand("data", COMMANDS, argv)

@@ -1,0 +1,299 @@
+"""Images to score, from data sets, folders and files, read one by one so that a bad one spoils nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import tifffile
+from PIL import Image
+
+from cellfluxrl.data.building.fields import TIFF_MAGICS, ImageError, read_image
+from cellfluxrl.data.image_store import open_images
+from cellfluxrl.data.images import as_model_images
+from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.data.tables import read_table, refuse
+from cellfluxrl.errors import unknown_name
+
+SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
+
+
+@dataclass(frozen=True)
+class ImagesToScore:
+    """
+    Args:
+        rows (`pandas.DataFrame`): One row an image: `source` says where it is from, `moa` what it is compared with,
+            and the other columns (compound, plate, well, ...) what it is.
+        read (`Callable[[int], numpy.ndarray]`): Reads the image of a row: `(C, H, W)`, uint8 or float32 in [0, 1].
+            Raises a `ValueError` or `OSError` for one that cannot be used.
+        skipped (`list[str]`): Files that could not be opened, each with the reason.
+    """
+
+    rows: pd.DataFrame
+    read: Callable[[int], np.ndarray]
+    skipped: list[str] = field(default_factory=list)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Data sets
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def load_split(name: str, split: str) -> datasets.Dataset:
+    """
+    Load a split of a data set.
+
+    Args:
+        name (`str`): A folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or
+            `DatasetDict.save_to_disk`, or `"org/name"` on the Hub.
+        split (`str`): Which one. A `Dataset` that was saved alone has none, and is taken whole.
+
+    Raises:
+        ValueError: If there is no such data set or split.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    folder = Path(name)
+    if is_saved_dataset(folder):
+        loaded = datasets.load_from_disk(name)
+    elif folder.exists() or name.count("/") == 1:
+        loaded = _load_dataset(name)
+    else:
+        raise ValueError(f"there is no data set {name!r}: give a folder, or org/name on the Hub")
+    if isinstance(loaded, datasets.Dataset):
+        return loaded
+    if split not in loaded:
+        raise unknown_name(f"split of the data set {name!r}:", split, loaded)
+    return loaded[split]
+
+
+def is_dataset(path: Path) -> bool:
+    """Whether a folder is a data set, rather than a folder of images."""
+    return is_saved_dataset(path) or any(path.glob("data/*/*.parquet")) or any(path.glob("*.parquet"))
+
+
+def is_saved_dataset(path: Path) -> bool:
+    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+
+
+def _load_dataset(name: str) -> datasets.DatasetDict:
+    try:
+        return datasets.load_dataset(name)
+    except (ValueError, OSError) as error:
+        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
+        raise kind(f"the data set {name!r} cannot be loaded: {first_line}") from error
+
+
+def images_of_dataset(
+    cells: datasets.Dataset, channel_names: Sequence[str], moa: str | None = None
+) -> tuple[ImagesToScore, int]:
+    """
+    Take the images of a data set; channels are brought into the order of `channel_names`.
+
+    Args:
+        cells (`datasets.Dataset`): Rows of the cell schema ([`cell_features`]); only `image` is needed, and `moa`
+            unless given.
+        channel_names (`Sequence[str]`): The channels of the suite.
+        moa (`str`, *optional*): Compare all with real cells of this MoA, instead of each with its own.
+
+    Returns:
+        [`ImagesToScore`], and the number of rows that were left out because they have no MoA.
+
+    Raises:
+        ValueError: If the channels are others, or there is no MoA.
+    """
+    own_names = channel_names_of(cells)
+    if sorted(own_names) != sorted(channel_names):
+        raise ValueError(f"the data set has the channels {own_names}, the suite {tuple(channel_names)}")
+    order = [own_names.index(name) for name in channel_names]
+    if moa is None and "moa" not in cells.column_names:
+        raise ValueError(f"the data set has no column 'moa': name one MoA for all; its columns: {cells.column_names}")
+    rows = cells.remove_columns("image").to_pandas()
+    rows.insert(0, "source", [f"row {i}" for i in range(len(rows))])
+    if moa is not None:
+        rows["moa"] = moa
+    kept = np.flatnonzero(rows["moa"].fillna("") != "")
+    if len(kept) == 0:
+        raise ValueError("no image of the data set has a MoA: name one for all")
+    images = open_images(cells)
+
+    def read(row: int) -> np.ndarray:
+        return images[int(kept[row])][order]
+
+    return ImagesToScore(rows.iloc[kept].reset_index(drop=True), read), len(rows) - len(kept)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Files
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def images_of_files(
+    path: str | Path, channel_names: Sequence[str], moa: str | None = None, table: str | Path | None = None
+) -> ImagesToScore:
+    """
+    Take the images of a file or of a folder.
+
+    PNG in RGB (three channels: red is the last, blue the first) or grey (one channel), TIFF and OME-TIFF `(C, H, W)`,
+    and `.npy` and `.npz` of `(C, H, W)` or `(N, C, H, W)`. Arrays are uint8, or floats in [0, 1] or [-1, 1]; an
+    `.npz` holds one array, or several of which one is named `images`. It is read whole, an `.npy` image by image.
+
+    Args:
+        path (`str` or `Path`): A file; or a folder, with one sub-folder a MoA unless `moa` or `table` is given.
+        channel_names (`Sequence[str]`): The channels of the images, in order.
+        moa (`str`, *optional*): Compare all with real cells of this MoA.
+        table (`str` or `Path`, *optional*): CSV file with the columns `file` (relative to the folder) and `moa`;
+            further columns are kept.
+
+    Raises:
+        ValueError: If there are no images or no MoAs, or the table lacks a column.
+    """
+    path = Path(path)
+    listed = _listed_files(path, moa, table)
+    rows, places, skipped = [], [], []
+    for entry in listed.to_dict(orient="records"):
+        name = entry.pop("file")
+        file = path / name if path.is_dir() else path
+        try:
+            count = _count_images(file)
+        except (ValueError, OSError, EOFError) as error:
+            skipped.append(_named(name, error))
+            continue
+        for i in range(count or 1):
+            rows.append({"source": name if count is None else f"{name}[{i}]", **entry})
+            places.append((file, name, None if count is None else i))
+    if not rows:
+        raise ValueError(f"no image can be read of the {len(skipped)} files; the first: {skipped[0]}")
+
+    def read(row: int) -> np.ndarray:
+        return _read_image_of(*places[row], tuple(channel_names))
+
+    return ImagesToScore(pd.DataFrame(rows), read, skipped)
+
+
+def _listed_files(path: Path, moa: str | None, table: str | Path | None) -> pd.DataFrame:
+    """Columns `file`, `moa`, and those of the table."""
+    if table is not None:
+        return _read_table(path, table, moa)
+    if path.is_file():
+        files = [path.name]
+    else:
+        files = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
+    if not files:
+        raise ValueError(f"{str(path)!r} holds no images ({', '.join(SUFFIXES)}), and is no data set")
+    if moa is not None:
+        return pd.DataFrame({"file": files, "moa": moa})
+    loose = [name for name in files if "/" not in name]
+    if loose:
+        raise ValueError(
+            f"nothing tells the MoA of {loose[0]!r}: name one for all (--moa), put the images into one sub-folder a "
+            "MoA, or list them in a CSV file (--table)"
+        )
+    return pd.DataFrame({"file": files, "moa": [name.split("/")[0] for name in files]})
+
+
+def _read_table(path: Path, table: str | Path, moa: str | None) -> pd.DataFrame:
+    if not path.is_dir():
+        raise ValueError(f"a table lists the files of a folder; {str(path)!r} is none")
+    table = Path(table)
+    listed = read_table(table, ["file"] if moa else ["file", "moa"])
+    if moa is not None:
+        listed["moa"] = moa
+    for column in ("file", "moa"):
+        refuse(listed, table, column, listed[column] == "", "it is needed")
+    return listed
+
+
+def _count_images(file: Path) -> int | None:
+    """Images in an array file; None for a file of one image."""
+    if file.suffix.lower() not in (".npy", ".npz"):
+        if not file.is_file():
+            raise FileNotFoundError("there is no such file")
+        return None
+    array = _open_array(file)
+    if array.ndim not in (3, 4) or 0 in array.shape:
+        raise ImageError(f"an array of (C, H, W) or (N, C, H, W) is needed, it is {array.shape}")
+    return len(array) if array.ndim == 4 else None
+
+
+def _read_image_of(file: Path, name: str, index: int | None, channel_names: tuple[str, ...]) -> np.ndarray:
+    suffix = file.suffix.lower()
+    if suffix in (".npy", ".npz"):
+        image = _from_array(file, index)
+    elif suffix == ".png" and len(channel_names) == 3:
+        image = _read_rgb(file, name)
+    elif suffix == ".png":
+        image = read_image(file, name)[None]
+    else:
+        image = _read_planes(file, name)
+    in_model_range = as_model_images(image, channel_names)[0]  # or it raises what is wrong
+    return image if image.dtype == np.uint8 else ((in_model_range + 1) / 2).numpy()
+
+
+def _read_rgb(file: Path, name: str) -> np.ndarray:
+    try:
+        with Image.open(file, formats=["PNG"]) as image:
+            mode, pixels = image.mode, np.asarray(image)
+    except (SyntaxError, OSError) as error:  # Pillow raises both for a broken PNG
+        raise ImageError(f"{name}: damaged, or no PNG: {error}") from error
+    if mode != "RGB":
+        raise ImageError(f"{name}: images of three channels are PNGs in RGB, this one has mode {mode!r}")
+    return pixels[..., ::-1].transpose(2, 0, 1)  # red is the last channel
+
+
+def _read_planes(file: Path, name: str) -> np.ndarray:
+    """The planes of a TIFF, (C, H, W)."""
+    with file.open("rb") as opened:
+        if opened.read(4) not in TIFF_MAGICS:
+            raise ImageError(f"{name}: no TIFF")
+    try:
+        with tifffile.TiffFile(file, is_ome=False) as tiff:
+            page = tiff.pages[0]
+            if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
+                # How tifffile writes three uint8 planes unless told otherwise. It would fill what is missing with 0.
+                if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > tiff.filehandle.size:
+                    raise ImageError("truncated")
+                return page.asarray()
+            if page.samplesperpixel > 1:
+                raise ImageError("its colours are not planes: channels come before height and width")
+            count = max(len(tiff.pages), len(tiff.series[0]))
+    except Exception as error:  # on damaged data tifffile raises whatever it stumbles over
+        raise ImageError(f"{name}: {error}") from error
+    return np.stack([read_image(file, name, page=k) for k in range(count)])
+
+
+@lru_cache(maxsize=1)  # the images of a file are read one after the other
+def _open_array(file: Path) -> np.ndarray:
+    opened = np.load(file, mmap_mode="r", allow_pickle=False)
+    if isinstance(opened, np.ndarray):
+        return opened
+    with opened:
+        names = opened.files
+        if len(names) != 1 and "images" not in names:
+            raise ImageError(f"it holds the arrays {names}: name that of the images 'images'")
+        return opened["images" if "images" in names else names[0]]
+
+
+@lru_cache(maxsize=1)
+def _has_negative(file: Path) -> bool:
+    """Whether the floats of a file lie in [-1, 1]: what one image alone may not tell."""
+    array = _open_array(file)
+    return any(bool((part < 0).any()) for part in (array if array.ndim == 4 else array[None]))
+
+
+def _from_array(file: Path, index: int | None) -> np.ndarray:
+    array = _open_array(file)
+    image = np.array(array if index is None else array[index])
+    if np.issubdtype(image.dtype, np.floating) and _has_negative(file):
+        return (image + 1) / 2
+    return image
+
+
+def _named(name: str, error: Exception) -> str:
+    text = str(error) or type(error).__name__
+    return text if text.startswith(name) else f"{name}: {text}"

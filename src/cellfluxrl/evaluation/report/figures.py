@@ -1,0 +1,210 @@
+"""The pictures of an evaluation, as PNG files."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, GroupRow, Images, Results
+from cellfluxrl.evaluation.statistics.intervals import Interval
+from cellfluxrl.evaluation.statistics.strata import rows_by_group
+from cellfluxrl.figures import (
+    COLORS,
+    DOTS_PER_INCH,
+    MARKERS,
+    TEXT_COLOR,
+    image_grid,
+    outlined,
+    styled,
+)
+from cellfluxrl.rewards.suite import RewardSuite
+
+PANELS_PER_LINE = 4
+PER_COMPOUND = 3  # crops of a compound in the grid
+WORST = 12
+TRAJECTORIES = 6
+FRAMES = 8
+
+
+def _errors(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
+    """Values, and how far the ends of the intervals are below and above; 0 where they are not known."""
+    values, low, high = np.array([(i.value, i.low, i.high) for i in intervals], dtype=np.float64).T
+    return values, np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
+
+
+def draw_measures(path: Path, rows: Mapping[str, Mapping[str, Interval]], columns: Sequence[str]) -> None:
+    """One panel for each column: every row with its 95 % interval, and the real cells' as a band."""
+    columns = [c for c in columns if any(np.isfinite(row[c].value) for row in rows.values() if c in row)]
+    lines, names = -(-len(columns) // PANELS_PER_LINE), list(rows)
+    width = min(PANELS_PER_LINE, len(columns))
+    figure = Figure(
+        figsize=(2.9 * width, (0.75 + 0.24 * len(rows)) * lines + 0.2), layout="constrained", dpi=DOTS_PER_INCH
+    )
+    for k, column in enumerate(columns):
+        axes = styled(figure.add_subplot(lines, width, k + 1))
+        axes.set_title(column, fontsize=9, color=TEXT_COLOR)
+        real = rows[REAL_ROW].get(column, Interval(np.nan))
+        if np.isfinite(real.low):
+            axes.axvspan(real.low, real.high, color="#888888", alpha=0.2, linewidth=0)
+        for place, (name, color) in enumerate(zip(names, itertools.cycle(COLORS), strict=False)):
+            if column in rows[name]:
+                values, errors = _errors([rows[name][column]])
+                axes.errorbar(values, [place], xerr=errors, color=color, marker="o", markersize=4, capsize=2)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+        axes.grid(visible=False, axis="y")
+        axes.set_ylim(len(names) - 0.5, -0.5)
+        axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
+        axes.set_yticklabels(names if k % width == 0 else [""] * len(names), fontsize=8)
+    figure.savefig(path)
+
+
+def draw_groups(path: Path, groups: Mapping[str, Mapping[str, GroupRow]], columns: Sequence[str]) -> None:
+    """Columns of each mechanism or compound, with the number of cells beside its name, one colour for each row."""
+    names = list(next(iter(groups.values())))
+    figure = Figure(
+        figsize=(3.1 * len(columns) + 1.8, 0.27 * len(names) + 1.1), layout="constrained", dpi=DOTS_PER_INCH
+    )
+    every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+    for axes, column in zip(every, columns, strict=True):
+        styled(axes).set_title(column, fontsize=9, color=TEXT_COLOR)
+        for k, (row, color, marker) in enumerate(
+            zip(groups, itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False)
+        ):
+            values, errors = _errors([groups[row][name].values[column] for name in names])
+            places = np.arange(len(names)) + (k - (len(groups) - 1) / 2) * 0.7 / len(groups)
+            axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, markersize=3, linewidth=0.9, label=row)
+        axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
+    first = next(iter(groups.values()))
+    every[0].set_ylim(len(names) - 0.5, -0.5)
+    every[0].yaxis.set_major_locator(FixedLocator(range(len(names))))
+    every[0].set_yticklabels([f"{n}  ({first[n].count}, {first[n].reference})" for n in names], fontsize=8)
+    handles, labels = every[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_effects(path: Path, results: Results) -> None:
+    """Effects of every compound on every feature, against the real ones."""
+    effects, rows = results.effects, [*results.models, REAL_ROW]
+    figure = Figure(figsize=(3.1 * len(rows), 3.3), layout="constrained", dpi=DOTS_PER_INCH)
+    known = effects.reference[np.isfinite(effects.reference)]
+    limit = float(np.quantile(np.abs(known), 0.99)) * 1.1 if len(known) else 1.0
+    for k, row in enumerate(rows):
+        axes = styled(figure.add_subplot(1, len(rows), k + 1))
+        axes.scatter(effects.reference, effects.rows[row], s=4, color=COLORS[k % len(COLORS)], alpha=0.25, linewidth=0)
+        axes.plot([-limit, limit], [-limit, limit], color="#555555", linewidth=0.8)
+        axes.set_xlim(-limit, limit)
+        axes.set_ylim(-limit, limit)
+        axes.set_aspect("equal")
+        name = "other half of the real cells" if row == REAL_ROW else row
+        axes.set_title(f"{name}\nr = {effects.agreement[row].pearson.value:.2f}", fontsize=9, color=TEXT_COLOR)
+        axes.set_xlabel("real effect")
+        axes.set_ylabel("effect" if k == 0 else "")
+    figure.savefig(path)
+
+
+def draw_best_of_n(path: Path, results: Results) -> None:
+    """What best-of-N and matching gain, in what is chosen by and in what is not."""
+    curves = {
+        f"{model}, {selection}": values
+        for model, by_selection in results.best_of_n.items()
+        for selection, values in by_selection.items()
+    }
+    columns = list(next(iter(next(iter(curves.values())).values())))
+    figure = Figure(figsize=(3.1 * len(columns), 3.0), layout="constrained", dpi=DOTS_PER_INCH)
+    for k, column in enumerate(columns):
+        axes = styled(figure.add_subplot(1, len(columns), k + 1))
+        axes.set_title(column, fontsize=9, color=TEXT_COLOR)
+        for (name, curve), color, marker in zip(
+            curves.items(), itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False
+        ):
+            values, errors = _errors([curve[n][column] for n in curve])
+            axes.errorbar(
+                list(curve), values, yerr=errors, color=color, marker=marker, capsize=2, markersize=4, label=name
+            )
+        real = results.rows[REAL_ROW][column]
+        axes.axhspan(real.low, real.high, color="#888888", alpha=0.25, linewidth=0, label="real treated")
+        axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_locator(FixedLocator(list(curve)))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.xaxis.set_major_formatter(ScalarFormatter())
+        axes.set_xlabel("N candidates")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def draw_grid(path: Path, images: Images) -> None:
+    """Crops of every compound: controls, what each model makes of them, and real treated cells."""
+    sets = {
+        "control": images.control,
+        **{n: g[:, 0] for n, g in images.generated.items()},
+        "real treated": images.real,
+    }
+    rows = {}
+    by_compound = rows_by_group(images.compound)
+    for compound in sorted(by_compound, key=lambda c: (images.moa[by_compound[c][0]], c)):
+        chosen = np.resize(by_compound[compound], PER_COMPOUND)
+        moa = images.moa[chosen[0]]
+        title = compound if compound == moa else f"{compound} ({moa})"
+        rows[title] = np.concatenate([outlined(images_to_tensor(s[chosen]), scale=2) for s in sets.values()])
+    image_grid(rows, path, {k * PER_COMPOUND: name for k, name in enumerate(sets)})
+
+
+def draw_failures(path: Path, results: Results, model: str, suite: RewardSuite) -> None:
+    """The cells with the lowest combined reward, outlined as the rewards see them, their controls and real ones."""
+    images = results.images
+    worst = np.argsort(results.measurements[model].rewards["combined"])[:WORST]
+    shown = {"worst": images.generated[model][worst, 0], "their control": images.control[worst]}
+    shown["real, same condition"] = images.real[worst]
+    rows = {}
+    for name, crops in shown.items():
+        masks = suite.segment(crops)
+        rows[name] = outlined(images_to_tensor(crops), masks.nuclei, masks.cells)
+    image_grid(rows, path)
+
+
+def draw_trajectories(path: Path, trajectory: torch.Tensor, titles: Sequence[str]) -> None:
+    """One row for each of N trajectories `(T, N, C, H, W)`, from the control with noise to the treated cell."""
+    steps = np.unique(np.linspace(0, len(trajectory) - 1, min(FRAMES, len(trajectory))).round().astype(int))
+    rows = {title: outlined(trajectory[steps, k]) for k, title in enumerate(titles)}
+    headers = {place: f"step {step}" for place, step in enumerate(steps.tolist())}
+    image_grid(rows, path, headers)
+
+
+def draw_all(
+    folder: Path,
+    results: Results,
+    suite: RewardSuite,
+    trajectories: Mapping[str, tuple[torch.Tensor, Sequence[str]]],
+) -> dict[str, Path]:
+    """Draw everything; cells in colour only where there are three channels."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = {name: folder / f"{name}.png" for name in ("measures", "by_moa", "by_compound", "effects")}
+    draw_measures(paths["measures"], results.rows, list(results.columns))
+    judged = [
+        c for c in ("accuracy_judge", "accuracy_rewards", "combined", "kernel") if c in results.rows[CONTROL_ROW]
+    ]
+    draw_groups(paths["by_moa"], results.by_moa, judged)
+    draw_groups(paths["by_compound"], results.by_compound, judged)
+    draw_effects(paths["effects"], results)
+    if results.best_of_n:
+        paths["best_of_n"] = folder / "best_of_n.png"
+        draw_best_of_n(paths["best_of_n"], results)
+    if results.images.control.shape[1] == 3:
+        paths["grid"] = folder / "grid.png"
+        draw_grid(paths["grid"], results.images)
+        for k, model in enumerate(results.models):
+            paths[f"failures {model}"] = folder / f"failures_{k}.png"
+            draw_failures(paths[f"failures {model}"], results, model, suite)
+            if model in trajectories:
+                paths[f"trajectories {model}"] = folder / f"trajectories_{k}.png"
+                draw_trajectories(paths[f"trajectories {model}"], *trajectories[model])
+    return paths

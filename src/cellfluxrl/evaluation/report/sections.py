@@ -1,0 +1,249 @@
+"""The report of an evaluation: `report.html`, made of its results and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cellfluxrl.evaluation.claims import FAILS, HOLDS, NOT_SHOWN
+from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, GroupRow, Results
+from cellfluxrl.evaluation.report.html import MISSING, Section, Table, format_interval, write_sections
+from cellfluxrl.evaluation.statistics.intervals import Interval
+from cellfluxrl.evaluation.statistics.paired import PairedTest
+
+INTERVALS = "Each value with its 95 % interval below it. A dash means not measured."
+COLUMNS_AT_ONCE = 9
+
+
+def findings(results: Results) -> list[str]:
+    """The results in a few sentences."""
+    optimised = [name for name, column in results.columns.items() if column.optimised]
+    sentences = [
+        f"Rewards, and what is made with their classifier, may have been optimised: {', '.join(optimised)}. "
+        "Everything else was never optimised."
+    ]
+    for model in results.models:
+        own = [c for c in results.claims if c.model == model and not c.against and not c.optimised]
+        failed = [c.column for c in own if c.verdict == FAILS]
+        sentences.append(
+            f"{model}: of {len(own)} claims on held-out evidence {sum(c.verdict == HOLDS for c in own)} hold and "
+            f"{len(failed)} fail{' (' + ', '.join(failed) + ')' if failed else ''}; the others are open."
+        )
+    for ours, theirs in results.paired:
+        if theirs in results.models:
+            sentences += _gains(results, ours, theirs)
+    return [*sentences, *results.notes]
+
+
+def _gains(results: Results, ours: str, theirs: str) -> list[str]:
+    """Which gains of one model over another hold."""
+    sentences = []
+    for optimised, kind in ((True, "what may have been optimised"), (False, "held-out evidence")):
+        own = [c for c in results.claims if (c.model, c.against, c.optimised) == (ours, theirs, optimised)]
+        by_verdict = [
+            f"{text} {', '.join(c.column for c in own if c.verdict == verdict) or 'nothing'}"
+            for verdict, text in ((HOLDS, "better in"), (FAILS, "worse in"), (NOT_SHOWN, "no difference shown in"))
+        ]
+        sentences.append(f"{ours} against {theirs}, on {kind}: {'; '.join(by_verdict)}.")
+    return sentences
+
+
+def _evidence_sections(results: Results) -> list[Section]:
+    """Which claims about each model hold, and which gains over the other one."""
+    sections = [
+        Section(
+            "What holds on held-out evidence",
+            paragraphs=[
+                "A claim holds if its 95 % interval lies on the right side of no difference, and fails if it lies "
+                "on the wrong one. That two things are alike cannot be shown by any number of cells, only refuted. A "
+                "gain that is only in what was optimised is one in the rewards, and not shown to be one in biology.",
+            ],
+        )
+    ]
+    for model in results.models:
+        own = sorted((c for c in results.claims if c.model == model and not c.against), key=lambda c: c.optimised)
+        lines = [f"{'Optimised' if claim.optimised else 'Held out'}, {claim.verdict}. | {claim.text}" for claim in own]
+        sections.append(Section(f"Claims about {model}", findings=lines))
+    for ours, theirs in results.paired:
+        if theirs in results.models:
+            sections.append(_claims_section(results, f"Gains of {ours} over {theirs}", ours, theirs))
+    return sections
+
+
+def _claims_section(results: Results, title: str, model: str, against: str = "") -> Section:
+    own = [c for c in results.claims if (c.model, c.against) == (model, against)]
+    own = sorted(own, key=lambda claim: claim.optimised)
+    return Section(
+        title,
+        findings=[f"{'Optimised' if c.optimised else 'Held out'}, {c.verdict}. | {c.text}" for c in own],
+    )
+
+
+def _rows_table(results: Results, columns: Sequence[str], caption: str) -> Table:
+    rows = {
+        name: [format_interval(values.get(column, Interval(float("nan")))) for column in columns]
+        for name, values in results.rows.items()
+    }
+    return Table(caption, columns, rows, REAL_ROW)
+
+
+def _measurements_section(results: Results, pictures: Mapping[str, Path]) -> Section:
+    tables = []
+    for optimised, kind in ((True, "May have been optimised."), (False, "Never optimised.")):
+        names = [name for name, column in results.columns.items() if column.optimised is optimised]
+        for part in np.array_split(names, -(-len(names) // COLUMNS_AT_ONCE)):
+            tables.append(_rows_table(results, part.tolist(), f"{kind} {INTERVALS}"))
+    return Section(
+        "Measurements",
+        paragraphs=[
+            f"The row “{REAL_ROW}” is the other half of the real cells: what a perfect model reaches with as many "
+            f"cells. The row “{CONTROL_ROW}” is no model at all. Reward above the real cells' is over-optimisation."
+        ],
+        tables=tables,
+        notes={f"{name} ({c.better})": c.note for name, c in results.columns.items()},
+        pictures=[("All measures with 95 % intervals; the band is that of real cells", pictures["measures"])],
+    )
+
+
+def _paired_section(results: Results) -> Section:
+    def cells(test: PairedTest) -> list[tuple[str, str]]:
+        p = MISSING if test.count == 0 else f"{test.p_value:.2g}"
+        adjusted = MISSING if test.count == 0 else f"{test.adjusted:.2g}"
+        return [format_interval(test.difference), (p, ""), (adjusted, ""), (str(test.count), "")]
+
+    return Section(
+        "Paired comparisons",
+        paragraphs=[
+            "Differences on the same controls, between models also with the same noise. P-values are of sign flips of "
+            "the pairs (means), or of swaps of their members (distances); effect_error pairs compounds. Holm's "
+            "correction is over the lines of a table."
+        ],
+        tables=[
+            Table(
+                f"{ours} minus {theirs}",
+                ["difference", "p", "p, corrected", "pairs"],
+                {name: cells(test) for name, test in tests.items()},
+            )
+            for (ours, theirs), tests in results.paired.items()
+        ],
+    )
+
+
+def _groups_section(
+    title: str, groups: Mapping[str, Mapping[str, GroupRow]], models: Sequence[str], picture: Path
+) -> Section:
+    tables = []
+    for row in [*models, REAL_ROW]:
+        own = groups[row]
+        columns = list(next(iter(own.values())).values)
+        lines = {
+            name: [(str(g.count), ""), (str(g.reference), ""), *(format_interval(g.values[c]) for c in columns)]
+            for name, g in own.items()
+        }
+        tables.append(Table(f"{row}. {INTERVALS}", ["cells", "real cells", *columns], lines))
+    caption = f"{title}: 95 % intervals; beside the names the numbers of cells, and of real ones to compare with"
+    return Section(title, tables=tables, pictures=[(caption, picture)])
+
+
+def _effects_section(results: Results, pictures: Mapping[str, Path]) -> Section:
+    lines = {
+        name: [
+            *(format_interval(i) for i in (a.pearson, a.spearman, a.same_sign, a.slope)),
+            (str(a.pairs), ""),
+            (str(a.clear_pairs), ""),
+        ]
+        for name, a in results.effects.agreement.items()
+    }
+    count = len(results.effects.features)
+    return Section(
+        "Effects of compounds on morphology",
+        paragraphs=[
+            f"Robust effect sizes, treated against control, of {len(results.effects.compounds)} compounds on {count} "
+            f"features in the manner of CellProfiler. The row “{REAL_ROW}”, half of the real cells against the other "
+            "half, is the ceiling that the noise of so many cells allows."
+        ],
+        tables=[
+            Table(
+                f"Agreement with the real effects. {INTERVALS}",
+                ["Pearson", "Spearman", "same sign", "slope", "pairs", "clear ones"],
+                lines,
+                REAL_ROW,
+            )
+        ],
+        pictures=[("Each dot is a compound and a feature", pictures["effects"])],
+    )
+
+
+def _memorisation_section(results: Results) -> Section:
+    lines = {
+        name: [
+            *(
+                format_interval(i)
+                for i in (m.copies, m.distance_ratio, m.nearer_to_training, m.nearer_to_training_real)
+            ),
+            (f"{m.p_value:.2g}", ""),
+        ]
+        for name, m in results.memorisation.items()
+    }
+    first = next(iter(results.memorisation.values()))
+    return Section(
+        "Memorised training cells",
+        paragraphs=[
+            f"Nearest neighbours among {first.training} training cells, on the features of "
+            f"{results.evaluators['features']}. A copy sticks to one training cell as only 1 % of new real cells do; "
+            "p is that of as many copies by chance."
+        ],
+        tables=[
+            Table(
+                INTERVALS,
+                ["copies", "distance ratio", "nearer to training", "the same, real cells", "p"],
+                lines,
+                REAL_ROW,
+            )
+        ],
+    )
+
+
+def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section:
+    shown = []
+    if "grid" in pictures:
+        shown.append(("Cells of every compound; actin red, tubulin green, DNA blue", pictures["grid"]))
+    for model in results.models:
+        if f"trajectories {model}" in pictures:
+            caption = f"{model}: from the control with source noise to the treated cell"
+            shown.append((caption, pictures[f"trajectories {model}"]))
+        if f"failures {model}" in pictures:
+            caption = f"{model}: the cells with the lowest combined reward, outlined as the rewards see them"
+            shown.append((caption, pictures[f"failures {model}"]))
+    return Section("Cells", pictures=shown)
+
+
+def write_evaluation_report(
+    path: str | Path, title: str, results: Results, pictures: Mapping[str, Path], settings: Mapping[str, Any]
+) -> None:
+    """
+    Write `report.html`.
+
+    Args:
+        path (`str` or `Path`): Of the HTML file.
+        title (`str`): The heading.
+        results ([`Results`]): What came out.
+        pictures (`Mapping[str, Path]`): As [`draw_all`] returns them.
+        settings (`Mapping[str, Any]`): What is needed to run it again.
+    """
+    sections = [*_evidence_sections(results), _measurements_section(results, pictures), _paired_section(results)]
+    if results.best_of_n:
+        caption = "The best, and the matched, of N candidates; the band is that of real cells"
+        sections.append(Section("Best of N", pictures=[(caption, pictures["best_of_n"])]))
+    sections.append(_effects_section(results, pictures))
+    if results.memorisation:
+        sections.append(_memorisation_section(results))
+    if any(name == "grid" or name.startswith(("failures", "trajectories")) for name in pictures):
+        sections.append(_pictures_section(results, pictures))
+    sections.append(_groups_section("By mechanism of action", results.by_moa, results.models, pictures["by_moa"]))
+    sections.append(_groups_section("By compound", results.by_compound, results.models, pictures["by_compound"]))
+    shown = {**results.evaluators, **{k: v for k, v in settings.items() if v is not None}}
+    write_sections(path, title, findings(results), sections, shown)

@@ -1,0 +1,68 @@
+"""`--push_to_hub` of the training scripts: what is checked before the training, and what is published after it."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cellfluxrl.arguments import SharedArguments, option
+
+
+@dataclass
+class HubArguments(SharedArguments):
+    """What every training script takes that publishes what it trained."""
+
+    push_to_hub: bool = option(False, "publish the result on the Hugging Face Hub when the training is done")
+    hub_model_id: str | None = option(
+        None, "the repository to publish in, owner/name; default: the name of --output_dir, of the token's owner"
+    )
+    private: bool = option(False, "let only those with access read a new repository")
+
+
+def hub_repository(args: HubArguments) -> str | None:
+    """
+    Where to publish, found out before the training, so that a mistake does not show at its end.
+
+    Returns:
+        `str`, *optional*: `"owner/name"`; `None` if nothing is to be published.
+
+    Raises:
+        ValueError: If the name is malformed, or given without `push_to_hub`.
+        PermissionError: If there is no access token, or it is not valid.
+        ConnectionError: If the Hub cannot be reached.
+    """
+    if not args.push_to_hub:
+        if args.hub_model_id or args.private:
+            raise ValueError("--hub_model_id and --private need --push_to_hub: without it nothing is published")
+        return None
+    from huggingface_hub import HfApi
+
+    from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
+
+    check_token()
+    repo_id = args.hub_model_id
+    if repo_id is None:
+        name = Path(args.output_dir).resolve().name
+        with readable_errors(name):
+            repo_id = f"{HfApi().whoami()['name']}/{name}"
+    check_repo_id(repo_id)
+    return repo_id
+
+
+def publish_run(args: HubArguments, repo_id: str) -> None:
+    """
+    Publish what a script has saved.
+
+    Raises:
+        ValueError, OSError: If that fails; what was trained is kept, and the message says how to go on.
+    """
+    from cellfluxrl.hub.push import push_folder
+
+    try:
+        url = push_folder(args.output_dir, repo_id, private=args.private)
+    except (ValueError, OSError) as error:
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        command = f"cellfluxrl push {args.output_dir} {repo_id}" + (" --private" if args.private else "")
+        raise kind(f"{args.output_dir} is saved, but not published: {error}. `{command}` publishes it") from error
+    print(f"published: {url}", file=sys.stderr)

@@ -1,0 +1,221 @@
+"""Loading from the Hugging Face Hub: what of a pipeline is fetched, and errors that say what to do."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi, constants, get_token, hf_hub_download, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.hub.access import first_line, is_repo_id
+
+PIPELINE_INDEX = "model_index.json"
+WEIGHTS = "diffusion_pytorch_model"
+LOG_IN = "run `hf auth login`, or set HF_TOKEN"
+# huggingface_hub has used one after the other; an error of theirs that it lets through is one of the network.
+HTTP_LIBRARIES = {"httpx", "httpx2", "httpcore", "httpcore2", "requests", "urllib3"}
+
+
+def download_pipeline(
+    repo_id: str,
+    passed: Collection[str] = (),
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    cache_dir: str | Path | None = None,
+    token: str | bool | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """
+    Fetch a pipeline's configurations and weights, and none of the code that lies beside them.
+
+    Everything is of one commit, whatever is published meanwhile. What is in the cache is not fetched again, and an
+    interrupted download goes on where it was.
+
+    Args:
+        repo_id (`str`): `"owner/name"`.
+        passed (`Collection[str]`): Components that are not needed.
+        revision (`str`, *optional*): A branch, a tag or a commit.
+        variant (`str`, *optional*): Weights of this kind, such as `"fp16"`, of all components that have them.
+        cache_dir, token, force_download, local_files_only: As of `huggingface_hub.snapshot_download`.
+
+    Returns:
+        `Path`: The folder in the cache.
+
+    Raises:
+        FileNotFoundError: If there is no such repository, it holds no pipeline, or it is not in the cache and must
+            not be fetched.
+        PermissionError: If its terms have to be accepted, or the token is not valid.
+        ValueError: If the revision or the variant is unknown, with the nearest one.
+        ConnectionError: If the Hub cannot be reached or fails.
+
+    Example:
+        >>> download_pipeline("my-lab/my-pipeline", variant="fp16")                   # doctest: +SKIP
+    """
+    how = {
+        "cache_dir": cache_dir,
+        "token": token,
+        "force_download": force_download,
+        "local_files_only": local_files_only,
+    }
+    with readable_download_errors(repo_id, "pipeline", revision, token, local_files_only):
+        index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, **how))
+        components = [
+            name
+            for name, value in json.loads(index.read_text(encoding="utf-8")).items()
+            if not name.startswith("_") and isinstance(value, list) and value[0] and name not in passed
+        ]
+        commit = index.parent.name
+        patterns = [PIPELINE_INDEX, *(f"{name}/*.json" for name in components)]
+        weights = [pattern for name in components for pattern in _weights(name, variant)]
+        folder = Path(snapshot_download(repo_id, revision=commit, allow_patterns=[*patterns, *weights], **how))
+        if variant:
+            without = [name for name in components if not list((folder / name).glob(f"*.{variant}*.safetensors"))]
+            if len(without) == len(components):
+                raise unknown_name(f"variant of {repo_id}:", variant, _variants(repo_id, commit, token))
+            weights = [pattern for name in without for pattern in _weights(name, None)]
+            snapshot_download(repo_id, revision=commit, allow_patterns=[*patterns, *weights], **how)
+    return folder
+
+
+def _weights(component: str, variant: str | None) -> list[str]:
+    """Names of weights in one file and in shards."""
+    stem = f"{component}/{WEIGHTS}" + (f".{variant}" if variant else "")
+    return [f"{stem}.safetensors", f"{stem}-*.safetensors"]
+
+
+def _variants(repo_id: str, revision: str, token: str | bool | None) -> set[str]:
+    names = [name.rpartition("/")[2] for name in HfApi(token=token).list_repo_files(repo_id, revision=revision)]
+    parts = [name.split(".") for name in names if name.startswith(f"{WEIGHTS}.") and name.endswith(".safetensors")]
+    return {own[1].partition("-")[0] for own in parts if len(own) == 3}
+
+
+@contextmanager
+def readable_download_errors(
+    repo_id: str | Path,
+    kind: str,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    local_files_only: bool = False,
+) -> Iterator[None]:
+    """
+    Turn what goes wrong between the Hub and here into one sentence that says what to do; other errors pass.
+
+    Args:
+        repo_id (`str` or `Path`), revision (`str`, *optional*): What is loaded; or a folder, which needs no Hub.
+        kind (`str`): What it should be: `"pipeline"`, `"reward suite"`, `"classifier"`.
+        token (`str` or `bool`, *optional*): The access token that was given, if any.
+        local_files_only (`bool`, defaults to `False`): Whether only the cache is looked into.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, a file of it is missing, or it is not in the cache
+            and must not be fetched.
+        PermissionError: If its terms have to be accepted, or the token is missing or not valid.
+        ValueError: If the revision is unknown, with the nearest one.
+        ConnectionError: If the Hub cannot be reached or fails.
+    """
+    check_name(repo_id)
+    try:
+        yield
+    except Exception as error:
+        cause = _hub_error(error)
+        if cause is None:
+            raise
+        raise _readable(cause, str(repo_id), kind, revision, token, local_files_only) from error
+
+
+def check_name(name: str | Path) -> None:
+    """Raise a `FileNotFoundError` for what is neither a folder nor could be a repository."""
+    if not Path(name).exists() and not is_repo_id(str(name)):
+        raise FileNotFoundError(f"there is no folder {str(name)!r}, and a repository of the Hub is named 'owner/name'")
+
+
+def _hub_error(error: BaseException | None) -> BaseException | None:
+    """What huggingface_hub raised, which diffusers may have wrapped in an error of its own."""
+    seen: list[BaseException] = []
+    while error is not None:
+        seen.append(error)
+        error = error.__cause__ or error.__context__
+    known = (HfHubHTTPError, RevisionNotFoundError, RepositoryNotFoundError, EntryNotFoundError, OfflineModeIsEnabled)
+    # The innermost that says more than that a file is not in the cache: why it could not be fetched.
+    for wanted in (lambda e: isinstance(e, known) and not isinstance(e, LocalEntryNotFoundError), _is_of_network):
+        if found := [e for e in seen if wanted(e)]:
+            return found[0]
+    return next((e for e in seen if isinstance(e, LocalEntryNotFoundError)), None)
+
+
+def _is_of_network(error: BaseException) -> bool:
+    return type(error).__module__.partition(".")[0] in HTTP_LIBRARIES
+
+
+def _readable(
+    cause: BaseException,
+    repo_id: str,
+    kind: str,
+    revision: str | None,
+    token: str | bool | None,
+    local_files_only: bool,
+) -> Exception:
+    """The error that the user sees."""
+    if isinstance(cause, GatedRepoError):
+        return PermissionError(f"{repo_id} is only for those who accept its terms: do so at {_page(repo_id)}")
+    has_token = token is not False and bool(token or get_token())
+    if isinstance(cause, RepositoryNotFoundError):
+        advice = "your access token may not read it" if has_token else LOG_IN
+        return FileNotFoundError(
+            f"there is no folder {repo_id!r} and no such {kind} on the Hub; if it is private there, {advice}"
+        )
+    if isinstance(cause, RevisionNotFoundError):
+        return _unknown_revision(repo_id, revision, token)
+    if isinstance(cause, EntryNotFoundError) and not isinstance(cause, LocalEntryNotFoundError):
+        return FileNotFoundError(
+            f"{repo_id} on the Hub is not a {kind}: a file of it is missing ({_missing_file(cause)})"
+        )
+    if local_files_only or constants.HF_HUB_OFFLINE or isinstance(cause, OfflineModeIsEnabled):
+        what = f"{repo_id!r}" + (f" at revision {revision!r}" if revision else "")
+        return FileNotFoundError(
+            f"{what} is not, or not wholly, in the cache, and nothing may be fetched (HF_HUB_OFFLINE or "
+            "local_files_only): load it once while online"
+        )
+    status = getattr(getattr(cause, "response", None), "status_code", None)
+    if status in (401, 403):
+        advice = f"run `hf auth login` with one that may read {repo_id}" if has_token else LOG_IN
+        what = "the Hub does not accept the access token" if has_token else "the Hub asks for an access token"
+        return PermissionError(f"{what} ({status}): {advice}")
+    what_happened = f"the Hub failed with status {status}" if status else "the Hub cannot be reached"
+    return ConnectionError(
+        f"{what_happened} ({first_line(cause)}), and {repo_id!r} is not, or not wholly, in the cache; "
+        "try again: what has arrived is kept"
+    )
+
+
+def _unknown_revision(repo_id: str, revision: str | None, token: str | bool | None) -> Exception:
+    try:
+        refs = HfApi(token=token).list_repo_refs(repo_id)
+    except Exception:  # the list is a courtesy: without it the message is still true
+        return ValueError(f"{repo_id} has no revision {revision!r}")
+    return unknown_name(f"revision of {repo_id}:", revision, [ref.name for ref in (*refs.branches, *refs.tags)])
+
+
+def _missing_file(error: BaseException) -> str:
+    """The name of the file that a repository lacks."""
+    response: Any = getattr(error, "response", None)
+    return str(response.url).rpartition("/")[2] if response is not None else first_line(error)
+
+
+def _page(repo_id: str) -> str:
+    return f"{constants.ENDPOINT}/{repo_id}"

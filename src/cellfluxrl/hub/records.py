@@ -1,0 +1,91 @@
+"""What a training script did, as `training.json` beside what it saved: the card that is published says it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cellfluxrl import __version__
+from cellfluxrl.hub.access import is_repo_id
+
+RECORD_NAME = "training.json"
+# Of the data set's own report and card.
+BUILD_REPORT, DATASET_CARD = "build_report.json", "README.md"
+LICENSE_FIELDS = ("license", "license_name", "license_link")
+
+
+def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping[str, Any]) -> None:
+    """
+    Write `training.json`.
+
+    Args:
+        output_dir (`str` or `Path`): Where the script saves.
+        script (`str`): Its name: `"pretrain"`, `"moa"` or `"rl"`.
+        args: Its arguments, a dataclass.
+        splits (`Mapping[str, datasets.Dataset]`): The cells that it was trained on, and the held-out ones.
+    """
+    settings = dataclasses.asdict(args)
+    base = settings.get("pretrained_model_name_or_path")
+    record = {
+        "script": script,
+        "cellfluxrl": __version__,
+        "settings": settings,
+        "data": describe_data(args.dataset_name, splits),
+        "base": read_record(base) if base else None,
+        "base_model": base if base and _is_on_hub(base) else None,
+    }
+    path = Path(output_dir) / RECORD_NAME
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+
+def read_record(folder: str | Path) -> dict[str, Any] | None:
+    """The record of a folder, or `None` where there is none."""
+    path = Path(folder) / RECORD_NAME
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
+    """Counts of a data set's cells, what it was built from, and its licence as far as its card says it."""
+    source = {"crops": "crops", "simulated": "simulated"}.get(dataset_name, _source_of(dataset_name))
+    columns = ["plate", "compound", "moa", "is_control"]
+    tables = {name: split.select_columns(columns).to_pandas() for name, split in splits.items()}
+    treated = [table[~table["is_control"]] for table in tables.values()]
+    return {
+        "name": dataset_name,
+        "source": source,
+        "is_on_hub": _is_on_hub(dataset_name),
+        "license": _license_of(dataset_name, source),
+        "cells": {name: len(table) for name, table in tables.items()},
+        "plates": {name: sorted(set(table["plate"])) for name, table in tables.items()},
+        "compounds": len({compound for table in treated for compound in table["compound"]}),
+        "moas": sorted({moa for table in treated for moa in table["moa"] if moa}),
+    }
+
+
+def _is_on_hub(name: str) -> bool:
+    """Whether that is a repository; only where the script runs can it be told from a folder."""
+    return is_repo_id(name) and not Path(name).exists()
+
+
+def _source_of(dataset_name: str) -> str | None:
+    path = Path(dataset_name) / BUILD_REPORT
+    return json.loads(path.read_text(encoding="utf-8")).get("source") if path.is_file() else None
+
+
+def _license_of(dataset_name: str, source: str | None) -> dict[str, str]:
+    """Of the data set's card where it has one, else of what it was built from."""
+    from huggingface_hub import DatasetCard, try_to_load_from_cache
+
+    from cellfluxrl.data.card import ORIGINS
+
+    card = Path(dataset_name) / DATASET_CARD
+    if _is_on_hub(dataset_name):
+        cached = try_to_load_from_cache(dataset_name, DATASET_CARD, repo_type="dataset")
+        card = Path(cached) if isinstance(cached, str) else card
+    if card.is_file():
+        data = DatasetCard.load(card).data.to_dict()
+        return {name: data[name] for name in LICENSE_FIELDS if data.get(name)}
+    return dict(ORIGINS[source].license) if source in ORIGINS else {}

@@ -1,0 +1,242 @@
+"""A compact residual network that tells the mechanism of action of a cell from its image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+from cellfluxrl.errors import unknown_name
+from cellfluxrl.hub.access import check_repo_id
+from cellfluxrl.hub.download import readable_download_errors
+from cellfluxrl.hub.push import PUSH_OPTIONS, copy_records, push_classifier
+
+RANGE_TOLERANCE = 1e-4
+
+
+@dataclass
+class MoAClassifierOutput(BaseOutput):
+    """
+    Output of [`MoAClassifier`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(N, num_moas)`): Calibrated logits, in the order of `config.moas`.
+        features (`torch.Tensor` of shape `(N, 4 * width)`): The activations before the last layer.
+    """
+
+    logits: torch.Tensor
+    features: torch.Tensor
+
+
+class ResidualBlock(nn.Module):
+    """Pre-activation residual block (He et al., 2016): normalise, rectify, convolve; twice, beside a shortcut."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__()
+        self.norm1 = nn.BatchNorm2d(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.project = nn.Conv2d(in_channels, out_channels, 1, bias=False) if in_channels != out_channels else None
+        self.stride = stride
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        active = F.relu(self.norm1(maps))
+        shortcut = maps if self.project is None else self.project(F.avg_pool2d(active, self.stride))
+        return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
+
+
+class MoAClassifier(ModelMixin, ConfigMixin):
+    """
+    Three residual blocks, pooled by mean and maximum, with a temperature that calibrates the probabilities.
+
+    Images come normalised by plate, as every data set of this package is ([`plate_stretch`]); the network then
+    standardises each channel by the mean and standard deviation of its training set. It works at one size: crops of
+    another are resampled to it, large ones with antialiasing, and must show the same field of view.
+
+    Args:
+        moas (`Sequence[str]`): The classes; `"DMSO"` stands for untreated cells.
+        channel_names (`Sequence[str]`, defaults to `("dna", "tubulin", "actin")`): Channels of the images, in order.
+        width (`int`, defaults to 16): Channels at half the image size; there are twice as many at a quarter of it and
+            four times as many at an eighth.
+        dropout (`float`, defaults to 0.1): Dropout before the last layer.
+        image_size (`int`, defaults to 48): Height and width at which the network works, a multiple of 8.
+
+    Example:
+        >>> classifier = MoAClassifier(moas=["DMSO", "Protein synthesis"]).eval()
+        >>> classifier(torch.zeros(2, 3, 96, 96)).logits.shape
+        torch.Size([2, 2])
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        moas: Sequence[str],
+        channel_names: Sequence[str] = ("dna", "tubulin", "actin"),
+        width: int = 16,
+        dropout: float = 0.1,
+        image_size: int = 48,
+    ):
+        super().__init__()
+        if image_size < 8 or image_size % 8:
+            raise ValueError(f"image_size of the classifier must be a positive multiple of 8, got {image_size}")
+        self.register_buffer("channel_mean", torch.zeros(len(channel_names)))
+        self.register_buffer("channel_std", torch.ones(len(channel_names)))
+        self.stem = nn.Conv2d(4 * len(channel_names), width, 3, padding=1)
+        self.blocks = nn.Sequential(
+            ResidualBlock(width, 2 * width, stride=2),
+            ResidualBlock(2 * width, 2 * width, stride=1),
+            ResidualBlock(2 * width, 4 * width, stride=2),
+        )
+        self.norm = nn.BatchNorm2d(4 * width)
+        self.project = nn.Linear(8 * width, 4 * width)
+        self.feature_dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(4 * width, len(moas))
+        self.register_buffer("temperature", torch.ones(()))
+
+    def forward(
+        self, images: torch.Tensor, return_dict: bool = True
+    ) -> MoAClassifierOutput | tuple[torch.Tensor, ...]:
+        """
+        Args:
+            images (`torch.Tensor` of shape `(N, C, H, W)`): Images in [-1, 1].
+            return_dict (`bool`, defaults to `True`): Return a [`MoAClassifierOutput`], else `(logits, features)`.
+
+        Raises:
+            ValueError: For other channels, integers, an empty batch, NaN, infinity, or values outside [-1, 1].
+        """
+        self._check(images)
+        size = (self.config.image_size, self.config.image_size)
+        images = images.to(self.head.weight)
+        if images.shape[2:] != size:
+            images = F.interpolate(images, size=size, mode="bilinear", antialias=True)
+        images = (images - self.channel_mean[:, None, None]) / self.channel_std[:, None, None]
+        maps = self.stem(F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last))
+        maps = F.relu(self.norm(self.blocks(maps)))
+        features = F.relu(self.project(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1)))
+        logits = self.head(self.feature_dropout(features)) / self.temperature
+        if not return_dict:
+            return logits, features
+        return MoAClassifierOutput(logits=logits, features=features)
+
+    def _check(self, images: torch.Tensor) -> None:
+        channels = tuple(self.config.channel_names)
+        if images.ndim != 4 or images.shape[1] != len(channels) or not images.numel():
+            raise ValueError(
+                f"images must have shape (N, {len(channels)}, H, W) for the channels {channels} and not be empty, "
+                f"got {tuple(images.shape)}"
+            )
+        if not images.is_floating_point():
+            raise ValueError(f"images must be floating point in [-1, 1], got {images.dtype}")
+        low, high = (float(value) for value in images.aminmax())
+        if not (low >= -1 - RANGE_TOLERANCE and high <= 1 + RANGE_TOLERANCE):  # NaN fails both
+            raise ValueError(f"images must be finite and lie in [-1, 1], got values from {low:g} to {high:g}")
+
+    def class_indices(self, moas: Sequence[str]) -> torch.Tensor:
+        """
+        Positions of MoA names among the classes.
+
+        Raises:
+            ValueError: For a MoA that the classifier was not trained on, with the nearest one.
+        """
+        classes = list(self.config.moas)
+        for name in set(moas) - set(classes):
+            raise unknown_name("MoA", name, classes)
+        return torch.tensor([classes.index(name) for name in moas])
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MoAClassifier:
+        """
+        Load a classifier from a folder or from the Hugging Face Hub.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `Path`): A folder, or `"owner/name"` on the Hub.
+            **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
+                Weights are safetensors only.
+
+        Raises:
+            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says.
+        """
+        kwargs.setdefault("use_safetensors", True)
+        where = (pretrained_model_name_or_path, "classifier", kwargs.get("revision"), kwargs.get("token"))
+        with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    def save_pretrained(
+        self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
+        """
+        Save the classifier into a folder.
+
+        Args:
+            save_directory (`str` or `Path`): Made if it is not there.
+            push_to_hub (`bool`, defaults to `False`): Publish it too: `repo_id` (by default the folder's name),
+                `private`, `token`, `commit_message` and `license` are passed on to [`push_to_hub`].
+            *args, **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
+        """
+        hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
+        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+        super().save_pretrained(save_directory, *args, **kwargs)
+        if push_to_hub:
+            push_classifier(save_directory, repo_id, **hub)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        private: bool = False,
+        token: str | None = None,
+        commit_message: str | None = None,
+        license: str | None = None,
+    ) -> str:
+        """
+        Publish the classifier on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
+
+        What the card says of training and accuracy is in the folder that it was loaded from, and is left out if the
+        weights are others by now.
+
+        Args:
+            repo_id (`str`): `"owner/name"`; the repository is created where there is none.
+            private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
+            token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
+            commit_message (`str`, *optional*): One line.
+            license (`str`, *optional*): A licence identifier of the Hub, where the training data do not say it.
+
+        Returns:
+            `str`: The repository's address.
+
+        Raises:
+            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
+
+        Example:
+            >>> classifier.push_to_hub("my-lab/my-classifier", private=True)              # doctest: +SKIP
+        """
+        check_repo_id(repo_id)
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            copy_records(self.config.get("_name_or_path"), folder)
+            return push_classifier(folder, repo_id, private, token, commit_message, license)
+
+
+def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> float:
+    """
+    Expected calibration error of the predicted class (Guo et al., 2017): mean |accuracy - confidence| over bins.
+
+    Args:
+        probabilities (`torch.Tensor` of shape `(N, K)`), labels (`torch.Tensor` of shape `(N,)`): What was predicted
+            and what is true.
+        num_bins (`int`, defaults to 10): Bins of the confidence, of equal width.
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    correct = (predicted == labels).float()
+    bins = (confidence * num_bins).long().clamp(max=num_bins - 1)
+    excess = torch.zeros(num_bins).index_add_(0, bins, correct - confidence)
+    return float(excess.abs().sum() / len(labels))
