@@ -23,19 +23,17 @@ def save_animation(
     scale: int = 4,
     hold: float = 1.0,
 ) -> None:
-    """
-    Save what a pipeline returned as an animation.
+    """Save what a pipeline returned as an animation.
 
     Args:
-        frames (`torch.Tensor` or `Sequence[PIL.Image.Image]`):
-            A trajectory of shape `(T, N, 3, H, W)`, shown side by side, or `(T, 3, H, W)`, with values in [-1, 1]
+        frames: A trajectory of shape `(T, N, 3, H, W)`, shown side by side, or `(T, 3, H, W)`, with values in [-1, 1]
             (others are shown as black or white); or one picture for each frame, such as the images of
             [`CellFluxPipeline.interpolate`].
-        path (`str` or `Path`): Ends in `.gif` (256 colours), `.webp`, `.png` (animated PNG, lossless) or `.mp4`,
-            which needs PyAV: `pip install "cellfluxrl[video]"`.
-        fps (`float`, defaults to 8): Frames a second. GIF rounds the time of a frame to hundredths of a second.
-        scale (`int`, defaults to 4): How many times to enlarge the images, bicubically.
-        hold (`float`, defaults to 1.0): For how many seconds more the last frame is shown before it starts again.
+        path: Ends in `.gif` (256 colours), `.webp`, `.png` (animated PNG, lossless) or `.mp4`, which needs PyAV:
+            `pip install "cellfluxrl[video]"`.
+        fps: Frames a second. GIF rounds the time of a frame to hundredths of a second.
+        scale: How many times to enlarge the images, bicubically.
+        hold: For how many seconds more the last frame is shown before it starts again.
 
     Raises:
         ValueError: For another ending, an `fps`, `scale` or `hold` that is not usable, no frames, or images that do

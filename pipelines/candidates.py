@@ -16,14 +16,13 @@ SELECTIONS = ("best", "match", "reject")
 
 @dataclass(frozen=True)
 class CandidateScores:
-    """
-    What is known of N candidates for each of M images.
+    """What is known of N candidates for each of M images.
 
     Args:
-        rewards (`dict[str, torch.Tensor]`): Each reward and `"combined"`, of shape `(M, N)`.
-        vectors (`torch.Tensor` of shape `(M, N, S + D)`): What is matched, see [`RewardSuite.appearance`]: first the
-            statistics, in standard deviations of real cells.
-        outside (`torch.Tensor` of shape `(M, N)`): How far each is outside of the range of real cells, 0 inside.
+        rewards: Each reward and `"combined"`, of shape `(M, N)`.
+        vectors: `(M, N, S + D)`; what is matched, see [`RewardSuite.appearance`]: first the statistics, in standard
+            deviations of real cells.
+        outside: `(M, N)`; how far each is outside of the range of real cells, 0 inside.
     """
 
     rewards: dict[str, torch.Tensor]
@@ -50,13 +49,12 @@ class CandidateScores:
 
 
 def score_candidates(suite: RewardSuite, images: torch.Tensor, moas: Sequence[str]) -> CandidateScores:
-    """
-    Measure candidates once, for every selection and for what is returned of them.
+    """Measure candidates once, for every selection and for what is returned of them.
 
     Args:
-        suite ([`RewardSuite`]): The rewards.
-        images (`torch.Tensor` of shape `(M * N, C, H, W)`): Floats in [-1, 1], the N candidates of an image in a row.
-        moas (`Sequence[str]` of length M): The MoA expected of each image.
+        suite: The rewards.
+        images: `(M * N, C, H, W)`; floats in [-1, 1], the N candidates of an image in a row.
+        moas: The MoA expected of each image.
     """
     repeated = [moa for moa in moas for _ in range(len(images) // len(moas))]
     return scores_of(suite, suite.measure(images, moa=repeated), moas)
@@ -84,16 +82,14 @@ def choose_candidates(
     selection: str | StreamingMatch = "best",
     selection_reward: str = "combined",
 ) -> torch.Tensor:
-    """
-    Choose one candidate of each image.
+    """Choose one candidate of each image.
 
     Args:
-        suite ([`RewardSuite`]): Whose reference cells are matched.
-        scores ([`CandidateScores`]): Of M images.
-        moas (`Sequence[str]` of length M): The MoA expected of each.
-        selection (`str` or [`StreamingMatch`], defaults to `"best"`): `"best"`, `"match"` or `"reject"`; or what
-            remembers the images that were matched before these.
-        selection_reward (`str`, defaults to `"combined"`): What is highest in the `"best"`.
+        suite: Whose reference cells are matched.
+        scores: Of M images.
+        moas: The MoA expected of each.
+        selection: `"best"`, `"match"` or `"reject"`; or what remembers the images that were matched before these.
+        selection_reward: What is highest in the `"best"`.
 
     Returns:
         `torch.Tensor` of shape `(M,)`, int64, on the CPU.

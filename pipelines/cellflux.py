@@ -33,22 +33,20 @@ DIRECTIONS = ("forward", "reverse")
 
 @dataclass
 class CellFluxPipelineOutput(BaseOutput):
-    """
-    Output of the pipelines. With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to
+    """Output of the pipelines. With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to
     compound or concentration `i` of a single control.
 
     Args:
-        images (`list[PIL.Image.Image]`, `numpy.ndarray` or `torch.Tensor`):
-            PIL in RGB (red is the last channel, blue the first); or `(N, C, H, W)`: numpy in [0, 1] for
+        images: PIL in RGB (red is the last channel, blue the first); or `(N, C, H, W)`: numpy in [0, 1] for
             `output_type="np"`, a tensor in [-1, 1] for `"pt"`.
-        rewards (`dict[str, torch.Tensor]`, *optional*): The rewards of each image, each of shape `(N,)`.
-        selected (`torch.Tensor` of shape `(N,)`, *optional*): Which of its `best_of_n` candidates each image is.
-        trajectory (`torch.Tensor` of shape `(T, N, C, H, W)`, *optional*): From the noisy control to the image, at
-            the times of the scheduler's grid or at `trajectory_times`.
-        within_range (`torch.Tensor` of shape `(N,)`, *optional*): Whether each image is, in all that the rewards
-            measure, within the range of real cells ([`RewardSuite.outside_real_range`]).
-        num_function_evaluations (`int`, *optional*): Evaluations of the network on one image that each returned image
-            has cost, those of its other candidates included; a guided one counts twice. `None` after an interruption.
+        rewards: The rewards of each image, each of shape `(N,)`.
+        selected: `(N,)`; which of its `best_of_n` candidates each image is.
+        trajectory: `(T, N, C, H, W)`; from the noisy control to the image, at the times of the scheduler's grid or at
+            `trajectory_times`.
+        within_range: `(N,)`; whether each image is, in all that the rewards measure, within the range of real cells
+            ([`RewardSuite.outside_real_range`]).
+        num_function_evaluations: Evaluations of the network on one image that each returned image has cost, those of
+            its other candidates included; a guided one counts twice. `None` after an interruption.
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
@@ -60,15 +58,14 @@ class CellFluxPipelineOutput(BaseOutput):
 
 
 class CellFluxPipeline(DiffusionPipeline):
-    """
-    Generates treated cells by flow matching from control cells (CellFlux, Zhang et al., 2025).
+    """Generates treated cells by flow matching from control cells (CellFlux, Zhang et al., 2025).
 
     Args:
-        unet ([`CellFluxUNet2DModel`]): The velocity network.
-        scheduler ([`CellFluxFlowMatchScheduler`]): Solver, time grid and source noise.
-        encoder ([`CompoundEncoder`]): Compound names or SMILES to conditions.
-        control_levels (`dict[str, list[float]]`, *optional*): Intensities of the controls of training, by channel
-            ([`control_levels`]), to which [`calibrate`] brings those of other plates.
+        unet: The velocity network.
+        scheduler: Solver, time grid and source noise.
+        encoder: Compound names or SMILES to conditions.
+        control_levels: Intensities of the controls of training, by channel ([`control_levels`]), to which
+            [`calibrate`] brings those of other plates.
 
     Example:
         >>> pipe = CellFluxPipeline.from_pretrained("runs/demo/pipeline")                          # doctest: +SKIP
@@ -93,11 +90,10 @@ class CellFluxPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """
-        Load a pipeline from a folder or from the Hugging Face Hub, without running code that lies there.
+        """Load a pipeline from a folder or from the Hugging Face Hub, without running code that lies there.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`): A folder, or `"owner/name"` on the Hub.
+            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub.
             **kwargs: `revision`, `variant`, `cache_dir`, `token`, components to use instead of those that are there,
                 and everything else as in [`DiffusionPipeline.from_pretrained`]. Weights are safetensors only.
 
@@ -124,8 +120,7 @@ class CellFluxPipeline(DiffusionPipeline):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """
-        The index of a pipeline's folder, with the installed modules for what it loads through files of its own.
+        """The index of a pipeline's folder, with the installed modules for what it loads through files of its own.
 
         Components that this class does not have, such as the rewards of a post-trained pipeline that is loaded as a
         base, are left out.
@@ -151,14 +146,13 @@ class CellFluxPipeline(DiffusionPipeline):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """
-        Save everything into one folder, which this class loads, and diffusers alone with `trust_remote_code=True`.
+        """Save everything into one folder, which this class loads, and diffusers alone with `trust_remote_code=True`.
 
         Args:
-            save_directory (`str` or `Path`): Made if it is not there.
-            variant (`str`, *optional*): Part of the names of the weights, such as `"fp16"`, beside those of others.
-            push_to_hub (`bool`, defaults to `False`): Publish it too: `repo_id` (by default the folder's name) and
-                the other arguments of [`push_to_hub`] are passed on.
+            save_directory: Made if it is not there.
+            variant: Part of the names of the weights, such as `"fp16"`, beside those of others.
+            push_to_hub: Publish it too: `repo_id` (by default the folder's name) and the other arguments of
+                [`push_to_hub`] are passed on.
             **kwargs: The others are those of `diffusers.DiffusionPipeline.save_pretrained`.
         """
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
@@ -176,21 +170,20 @@ class CellFluxPipeline(DiffusionPipeline):
         commit_message: str | None = None,
         license: str | None = None,
     ) -> str:
-        """
-        Publish the pipeline on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
+        """Publish the pipeline on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
 
         What the card says of training and evaluation is in the folder that the pipeline was loaded from
         ([`push_pipeline`]), and is left out if the weights are others by now.
 
         Args:
-            repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-            private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-            token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-            commit_message (`str`, *optional*): One line.
-            license (`str`, *optional*): A licence identifier of the Hub, where the training data do not say it.
+            repo_id: `"owner/name"`; the repository is created where there is none.
+            private: Whether only its owner may read a new repository.
+            token: An access token with the right to write; by default the one of `hf auth login`.
+            commit_message: One line.
+            license: A licence identifier of the Hub, where the training data do not say it.
 
         Returns:
-            `str`: The repository's address.
+            The repository's address.
 
         Raises:
             ValueError, PermissionError, ConnectionError: As [`push_files`] says.
@@ -220,19 +213,18 @@ class CellFluxPipeline(DiffusionPipeline):
         return getattr(self.encoder.config, "log_dose", False)
 
     def calibrate(self, control_images: ControlImages, plate_controls: ControlImages | None = None) -> torch.Tensor:
-        """
-        Controls of another plate, at the intensities of the controls that the network was trained on.
+        """Controls of another plate, at the intensities of the controls that the network was trained on.
 
         Staining and exposure differ between plates, and what is generated follows its control. Each pixel gets the
         intensity that has its rank among the controls of training, channel by channel ([`match_levels`]).
 
         Args:
             control_images: Control cells of one plate; see [`as_control_images`].
-            plate_controls (*optional*): Many controls of the same plate, 20 or more, whose ranks count; by default
-                `control_images` themselves.
+            plate_controls: Many controls of the same plate, 20 or more, whose ranks count; by default `control_images`
+                themselves.
 
         Returns:
-            `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1]: what the pipeline takes.
+            `(N, C, H, W)`, float32 in [-1, 1]; what the pipeline takes.
 
         Raises:
             ValueError: If the pipeline does not know those of training, there are too few of the plate, or a channel
@@ -246,8 +238,7 @@ class CellFluxPipeline(DiffusionPipeline):
         return match_levels(images, intensity_levels(plate.cpu().numpy()), self.training_levels())
 
     def training_levels(self) -> np.ndarray:
-        """
-        [`intensity_levels`] of the controls of training, in [-1, 1]: `(C, 201)`.
+        """[`intensity_levels`] of the controls of training, in [-1, 1]: `(C, 201)`.
 
         Raises:
             ValueError: If the pipeline does not know them.
@@ -313,8 +304,7 @@ class CellFluxPipeline(DiffusionPipeline):
         compound_embeds: torch.Tensor | None = None,
         concentration: float | Sequence[float] | None = None,
     ) -> int:
-        """
-        How many pairs of a control and a condition there are: controls, compounds and concentrations are each one,
+        """How many pairs of a control and a condition there are: controls, compounds and concentrations are each one,
         for all, or several; those that are several are as many.
 
         Raises:
@@ -408,46 +398,41 @@ class CellFluxPipeline(DiffusionPipeline):
         direction: str = "forward",
         batch_invariant: bool = False,
     ) -> CellFluxPipelineOutput | tuple:
-        """
-        Generate treated cells.
+        """Generate treated cells.
 
         Controls, compounds and concentrations are each one, for all, or several: N controls go with N compounds pair
         by pair, one control with N compounds is shown under each of them, and other numbers are refused.
 
         Args:
             control_images: Control cells, one or a batch, rows of a data set included; see [`as_control_images`].
-            compound (`str` or `Sequence[str]`, *optional*): Known names.
-            concentration (`float` or `Sequence[float]`, *optional*): In uM; for networks that are conditioned on it.
-            smiles (`str` or `Sequence[str]`, *optional*): Any molecules, instead of names.
-            num_inference_steps (`int`, defaults to 10): Steps of the solver; some evaluate more than once a step.
-            guidance_scale (`float`, defaults to 1.2): v = v_uncond + g (v_cond - v_uncond); 1 switches guidance off.
-                CellFlux's 0.2 is 1.2 here.
-            num_images_per_control (`int`, defaults to 1): Samples of each pair of a control and a condition.
-            generator (`torch.Generator` or a list with one for each image, *optional*): Makes the noise reproducible.
-                One generator draws the noise of all images in one go, so an image depends on the number of images;
-                a list makes each image independent of the others of the call.
-            output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"` or `"pt"`.
-            return_trajectory (`bool`, defaults to `False`): Also return the sample at every time of the grid.
-            return_dict (`bool`, defaults to `True`): Return a [`CellFluxPipelineOutput`], else a tuple.
-            batch_size (`int`, defaults to 64): Images that go through the network at a time.
-            callback_on_step_end (`Callable`, *optional*): Called as `f(pipe, evaluation, t, tensors)` after each
-                evaluation, for each batch; may return changed tensors. Setting `pipe._interrupt = True` ends the
-                sampling: images are returned as far as they have come, without a trajectory.
-            callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("sample",)`): What `tensors` holds:
-                `"sample"`, `"condition"`.
-            compound_embeds (`torch.Tensor` of shape `(N, D)` or `(D,)`, *optional*): Conditions as
-                [`encode_condition`] makes them, instead of compounds.
-            guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`): Times at which guidance is applied
-                (Kynkaanniemi et al., 2024); elsewhere an evaluation costs half as much.
-            trajectory_times (`Sequence[float]`, *optional*): Times of the trajectory in place of the grid's; they cost
-                no evaluation and do not change the images. Implies `return_trajectory`.
-            direction (`str`, defaults to `"forward"`): `"reverse"` takes treated cells under `compound` and returns
-                what they would be without it: the flow from t = 1 to t = 0, without noise. Its end is a control plus
-                source noise, as that is what the flow starts from.
-            batch_invariant (`bool`, defaults to `False`): Fill up the last batch to `batch_size`. Matrix products and
-                convolutions round differently for other batch sizes; with this and a list of generators, an image is
-                the same to the last bit whatever else is generated beside it (float32 on a CPU, one `batch_size`,
-                8 for instance). Without, it differs by rounding, about 1e-6.
+            compound: Known names.
+            concentration: In uM; for networks that are conditioned on it.
+            smiles: Any molecules, instead of names.
+            num_inference_steps: Steps of the solver; some evaluate more than once a step.
+            guidance_scale: v = v_uncond + g (v_cond - v_uncond); 1 switches guidance off. CellFlux's 0.2 is 1.2 here.
+            num_images_per_control: Samples of each pair of a control and a condition.
+            generator: Makes the noise reproducible. One generator draws the noise of all images in one go, so an image
+                depends on the number of images; a list makes each image independent of the others of the call.
+            output_type: `"pil"`, `"np"` or `"pt"`.
+            return_trajectory: Also return the sample at every time of the grid.
+            return_dict: Return a [`CellFluxPipelineOutput`], else a tuple.
+            batch_size: Images that go through the network at a time.
+            callback_on_step_end: Called as `f(pipe, evaluation, t, tensors)` after each evaluation, for each batch;
+                may return changed tensors. Setting `pipe._interrupt = True` ends the sampling: images are returned as
+                far as they have come, without a trajectory.
+            callback_on_step_end_tensor_inputs: What `tensors` holds: `"sample"`, `"condition"`.
+            compound_embeds: `(N, D)` or `(D,)`; conditions as [`encode_condition`] makes them, instead of compounds.
+            guidance_interval: Times at which guidance is applied (Kynkaanniemi et al., 2024); elsewhere an evaluation
+                costs half as much.
+            trajectory_times: Times of the trajectory in place of the grid's; they cost no evaluation and do not change
+                the images. Implies `return_trajectory`.
+            direction: `"reverse"` takes treated cells under `compound` and returns what they would be without it: the
+                flow from t = 1 to t = 0, without noise. Its end is a control plus source noise, as that is what the
+                flow starts from.
+            batch_invariant: Fill up the last batch to `batch_size`. Matrix products and convolutions round differently
+                for other batch sizes; with this and a list of generators, an image is the same to the last bit
+                whatever else is generated beside it (float32 on a CPU, one `batch_size`, 8 for instance). Without, it
+                differs by rounding, about 1e-6.
 
         Returns:
             [`CellFluxPipelineOutput`] or a tuple whose first element is the images.
@@ -571,8 +556,8 @@ class CellFluxPipeline(DiffusionPipeline):
         guidance_scale: float = 1.2,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> int:
-        """
-        Evaluations of the network that one sample costs: steps times those of the solver, a guided one counting twice.
+        """Evaluations of the network that one sample costs: steps times those of the solver, a guided one counting
+        twice.
 
         With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that.
 
@@ -597,16 +582,15 @@ class CellFluxPipeline(DiffusionPipeline):
         generator: torch.Generator | None = None,
         **kwargs: Any,
     ) -> CellFluxPipelineOutput | tuple:
-        """
-        Show one control on the way from one compound, or one concentration, to another.
+        """Show one control on the way from one compound, or one concentration, to another.
 
         Conditions are interpolated linearly, so concentrations logarithmically, and all frames have the same noise.
 
         Args:
             control_image: One control cell; see [`as_control_images`].
             compound, concentration, smiles: As in [`__call__`]; two of one of them, such as `("taxol", "nocodazole")`.
-            num_frames (`int`, defaults to 8): Images, both ends included.
-            generator (`torch.Generator`, *optional*): Makes the noise reproducible.
+            num_frames: Images, both ends included.
+            generator: Makes the noise reproducible.
             **kwargs: Everything else as in [`__call__`].
 
         Returns:

@@ -35,8 +35,7 @@ CANDIDATE_BYTES = 2**24  # of float32 candidates that are in memory at once
 
 @dataclass(frozen=True)
 class _Wanted:
-    """
-    Images to be generated, `count` candidates for each of M: their controls `(M, C, H, W)`, conditions `(M, D)` or
+    """Images to be generated, `count` candidates for each of M: their controls `(M, C, H, W)`, conditions `(M, D)` or
     `None`, expected MoAs, and one generator, or one for each of the `M * count` candidates.
     """
 
@@ -62,12 +61,11 @@ class _Wanted:
 
 
 class CellFluxRLPipeline(CellFluxPipeline):
-    """
-    [`CellFluxPipeline`] with a reward suite, which scores the samples and chooses among several of each control.
+    """[`CellFluxPipeline`] with a reward suite, which scores the samples and chooses among several of each control.
 
     Args:
         unet, scheduler, encoder, control_levels: As in [`CellFluxPipeline`].
-        rewards ([`RewardSuite`], *optional*): Without it the pipeline generates, but does not score or choose.
+        rewards: Without it the pipeline generates, but does not score or choose.
 
     Example:
         >>> pipe = CellFluxRLPipeline.from_pretrained("runs/demo/pipeline")                        # doctest: +SKIP
@@ -115,30 +113,27 @@ class CellFluxRLPipeline(CellFluxPipeline):
         search_kwargs: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> CellFluxPipelineOutput | tuple:
-        """
-        Generate treated cells, and choose among `best_of_n` samples for each image that is returned.
+        """Generate treated cells, and choose among `best_of_n` samples for each image that is returned.
 
         Every choice and every search spends the evaluations of `best_of_n` samples for each image. Candidates are
         generated, scored and chosen among for a group of images at a time, and only the chosen ones are kept, so the
         memory does not grow with the number of candidates.
 
         Args:
-            best_of_n (`int`, defaults to 1): Samples drawn for each image that is returned.
-            selection (`str` or [`StreamingMatch`], defaults to `"best"`):
-                `"best"` takes the highest reward. `"match"` chooses jointly, for all images of the call, the samples
-                that follow the distribution of real cells in [`RewardSuite.appearance`] (group after group, by
+            best_of_n: Samples drawn for each image that is returned.
+            selection: `"best"` takes the highest reward. `"match"` chooses jointly, for all images of the call, the
+                samples that follow the distribution of real cells in [`RewardSuite.appearance`] (group after group, by
                 [`StreamingMatch`], where the candidates are too many for one). `"reject"` takes the first sample that
                 is within the range of real cells ([`RewardSuite.outside_real_range`]), or the nearest, with a warning,
-                where none is. One
-                [`StreamingMatch`] that is passed to several calls matches the images of all of them together.
-            moa (`str` or `Sequence[str]`, *optional*): The mechanism that the rewards expect; by default that of the
-                compound. Needed for a SMILES or an embedding.
-            selection_reward (`str`, defaults to `"combined"`): The reward that `"best"` and the searches maximise.
-            search (`str`, *optional*): How the samples are drawn: by default independently of each other. `"steer"`
-                resamples them along the trajectory ([`steer`]; rewards are computed four times as often), `"noise"`
-                searches around the best source noise so far ([`search_noise`]). `selection` then chooses among them.
-            search_kwargs (`Mapping[str, Any]`, *optional*): `strength` and `resample_times` for `"steer"`,
-                `num_rounds` and `angle` for `"noise"`.
+                where none is. One [`StreamingMatch`] that is passed to several calls matches the images of all of them
+                together.
+            moa: The mechanism that the rewards expect; by default that of the compound. Needed for a SMILES or an
+                embedding.
+            selection_reward: The reward that `"best"` and the searches maximise.
+            search: How the samples are drawn: by default independently of each other. `"steer"` resamples them along
+                the trajectory ([`steer`]; rewards are computed four times as often), `"noise"` searches around the
+                best source noise so far ([`search_noise`]). `selection` then chooses among them.
+            search_kwargs: `strength` and `resample_times` for `"steer"`, `num_rounds` and `angle` for `"noise"`.
             **kwargs: Everything else as in [`CellFluxPipeline.__call__`]; a search takes `batch_size` and
                 `guidance_interval` only.
 

@@ -1,5 +1,4 @@
-"""
-Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
+"""Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
 
 Only tensors and plain values are read: what else a pickle asks for is refused, and not executed.
 """
@@ -30,18 +29,17 @@ def convert_checkpoint(
     use_ema: bool = True,
     config: dict[str, Any] | None = None,
 ) -> dict[str, str]:
-    """
-    Write a published CellFlux checkpoint as a pipeline folder.
+    """Write a published CellFlux checkpoint as a pipeline folder.
 
     Args:
-        checkpoint (`str` or `Path`): File written by `torch.save`, or `.safetensors`.
-        output_dir (`str` or `Path`): New or empty folder.
-        use_ema (`bool`, defaults to `True`): Take the moving average of the weights where the checkpoint has one.
-        config (`dict`, *optional*): What the shapes of the weights do not tell, as for
-            [`CellFluxUNet2DModel.from_cellflux_checkpoint`]: `channel_names`, `num_heads`, ...
+        checkpoint: File written by `torch.save`, or `.safetensors`.
+        output_dir: New or empty folder.
+        use_ema: Take the moving average of the weights where the checkpoint has one.
+        config: What the shapes of the weights do not tell, as for [`CellFluxUNet2DModel.from_cellflux_checkpoint`]:
+            `channel_names`, `num_heads`, ...
 
     Returns:
-        `dict[str, str]`: What was found and written, in words.
+        What was found and written, in words.
 
     Raises:
         FileNotFoundError: If there is no such checkpoint.

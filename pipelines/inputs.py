@@ -15,8 +15,7 @@ ControlImages: TypeAlias = "ImageBatch | datasets.Dataset | Mapping[str, Any] | 
 
 
 def as_control_images(images: ControlImages, channel_names: Sequence[str]) -> torch.Tensor:
-    """
-    Convert control images of any accepted kind to what the networks take.
+    """Convert control images of any accepted kind to what the networks take.
 
     Args:
         images: Whatever [`as_model_images`] takes (tensors, arrays, PIL images, lists of them), or cells of a data
@@ -24,7 +23,7 @@ def as_control_images(images: ControlImages, channel_names: Sequence[str]) -> to
             rows. The column may be an `Array3D` (C, H, W) or an `Image` (RGB: red is the last channel). Where the
             features of a `Dataset` name its channels (`features["image"].id`, "dna,tubulin,actin"), they are brought
             into the network's order; everything else is taken to be in that order already.
-        channel_names (`Sequence[str]`): The channels of the network, in order.
+        channel_names: The channels of the network, in order.
 
     Returns:
         `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1].

@@ -19,16 +19,14 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 
 
 def systematic_resample(weights: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """
-    Draw N parents for N particles, particle i on average `N weights[i]` times and never a whole time more or less.
+    """Draw N parents for N particles, particle i on average `N weights[i]` times and never a whole time more or less.
 
     Args:
-        weights (`torch.Tensor` of shape `(M, N)`): Of M sets of N particles; each row sums to 1.
-        offset (`torch.Tensor` of shape `(M,)`): Uniform random numbers in [0, 1), one for each set (Kitagawa, 1996).
+        weights: `(M, N)`; of M sets of N particles; each row sums to 1.
+        offset: `(M,)`; uniform random numbers in [0, 1), one for each set (Kitagawa, 1996).
 
     Returns:
-        `torch.Tensor` of shape `(M, N)`, int64: indices in [0, N), increasing in each row. Equal weights give 0 to
-        N - 1.
+        `(M, N)`, int64; indices in [0, N), increasing in each row. Equal weights give 0 to N - 1.
 
     Example:
         >>> systematic_resample(torch.tensor([[0.5, 0.0, 0.25, 0.25]]), torch.tensor([0.5])).tolist()
@@ -43,15 +41,14 @@ def systematic_resample(weights: torch.Tensor, offset: torch.Tensor) -> torch.Te
 
 
 def split_grid(grid: torch.Tensor, times: Sequence[float]) -> list[torch.Tensor]:
-    """
-    Cut a time grid at its inner points nearest to `times`.
+    """Cut a time grid at its inner points nearest to `times`.
 
     Args:
-        grid (`torch.Tensor` of shape `(T,)`): Increasing times.
-        times (`Sequence[float]`): Where to cut, each in (0, 1); those nearest to the same point are one cut.
+        grid: `(T,)`; increasing times.
+        times: Where to cut, each in (0, 1); those nearest to the same point are one cut.
 
     Returns:
-        `list[torch.Tensor]`: Parts of the grid, each beginning where the one before ends.
+        Parts of the grid, each beginning where the one before ends.
 
     Raises:
         ValueError: If the grid has no inner point, there is no time, or one is not between 0 and 1.
@@ -82,8 +79,8 @@ def steer(
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_resample: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    r"""
-    Feynman-Kac steering (Singhal et al., 2025): sequential Monte Carlo along the trajectory, particles per control.
+    r"""Feynman-Kac steering (Singhal et al., 2025): sequential Monte Carlo along the trajectory, particles per
+    control.
 
     At each time t of `resample_times` the predicted targets x1_hat of all particles are scored, and each control's
     particles are resampled with weights exp(`strength` (r_t - r_prev)), which telescope to exp(`strength` r). So the
@@ -102,24 +99,21 @@ def steer(
     touched, so the best particle so far is never lost.
 
     Args:
-        source (`torch.Tensor` of shape `(M * N, ...)`): x_0 of the N particles of M controls.
-        grid (`torch.Tensor` of shape `(T,)`): Times of the solver's steps, increasing to 1.
-        advance (`Callable`): From (x at `part[0]`, `part`) to (x at `part[-1]`, the last predicted target), for a
-            part of the grid.
-        score (`Callable`): From predicted targets of shape `(M * N, ...)` to rewards of shape `(M * N,)`.
-        draw_source (`Callable`): From the int64 indices of K particles to fresh sources of shape `(K, ...)`.
-        num_particles (`int`): N.
-        strength (`float`, defaults to 20.0): lambda, in units of 1 / reward.
-        resample_times (`Sequence[float]`, defaults to `(0.6, 0.75, 0.9)`): Each is moved to the nearest time of the
-            grid.
-        generator (`torch.Generator` or a list with one for each particle, *optional*): For the resampling. From a
-            list the first of each control is taken, so that controls do not depend on each other.
-        on_resample (`Callable`, *optional*): Told of each resampling: which particle each one was, `(M * N,)`, and
-            whether it is drawn anew, `(M * N,)`; for solvers that remember the step before, as
-            [`CellFluxFlowMatchScheduler.resample`] does.
+        source: `(M * N, ...)`; x_0 of the N particles of M controls.
+        grid: `(T,)`; times of the solver's steps, increasing to 1.
+        advance: From (x at `part[0]`, `part`) to (x at `part[-1]`, the last predicted target), for a part of the grid.
+        score: From predicted targets of shape `(M * N, ...)` to rewards of shape `(M * N,)`.
+        draw_source: From the int64 indices of K particles to fresh sources of shape `(K, ...)`.
+        num_particles: N.
+        strength: lambda, in units of 1 / reward.
+        resample_times: Each is moved to the nearest time of the grid.
+        generator: For the resampling. From a list the first of each control is taken, so that controls do not depend
+            on each other.
+        on_resample: Told of each resampling: which particle each one was, `(M * N,)`, and whether it is drawn anew,
+            `(M * N,)`; for solvers that remember the step before, as [`CellFluxFlowMatchScheduler.resample`] does.
 
     Returns:
-        `torch.Tensor` of shape `(M * N, ...)`: The particles at the end of the grid.
+        `(M * N, ...)`; the particles at the end of the grid.
 
     Raises:
         ValueError: If `strength` is negative or not finite, or for what [`split_grid`] refuses.
@@ -165,8 +159,7 @@ def _offsets(rewards: torch.Tensor, generator: torch.Generator | list[torch.Gene
 
 
 def rotate_noise(noise: torch.Tensor, fresh: torch.Tensor, angle: float) -> torch.Tensor:
-    """
-    A neighbour of Gaussian noise: cos(angle) `noise` + sin(angle) `fresh`.
+    """A neighbour of Gaussian noise: cos(angle) `noise` + sin(angle) `fresh`.
 
     Of two independent draws from N(0, S), whatever S, the result is again one, since cos^2 + sin^2 = 1. Its
     correlation with `noise` is cos(angle).
@@ -182,27 +175,25 @@ def search_noise(
     num_rounds: int = 4,
     angle: float = 0.7,
 ) -> torch.Tensor:
-    """
-    Local search over the source noise (Ma et al., 2025, "Inference-time scaling for diffusion models beyond denoising
-    steps"): a (1 + P) evolution for each control.
+    """Local search over the source noise (Ma et al., 2025, "Inference-time scaling for diffusion models beyond
+    denoising steps"): a (1 + P) evolution for each control.
 
     The first round is P independent samples of each control; each further round is P neighbours ([`rotate_noise`])
     of the control's best noise so far. All rounds together evaluate `num_candidates` samples of each control, and all
     are returned, so the best of them is never worse than the first.
 
     Args:
-        generate (`Callable`): From noise of shape `(M * P, ...)` to samples of shape `(M * P, ...)`.
-        score (`Callable`): From samples of shape `(M * P, ...)` to rewards of shape `(M * P,)`; called once for every
-            round.
-        draw_noise (`Callable`): From (i, j) to fresh noise of the candidates i to j - 1 of each control, of shape
+        generate: From noise of shape `(M * P, ...)` to samples of shape `(M * P, ...)`.
+        score: From samples of shape `(M * P, ...)` to rewards of shape `(M * P,)`; called once for every round.
+        draw_noise: From (i, j) to fresh noise of the candidates i to j - 1 of each control, of shape
             `(M * (j - i), ...)`.
-        num_candidates (`int`): N, samples of each control.
-        num_rounds (`int`, defaults to 4): Rounds that they are spread over, as evenly as possible. Fewer where a round
-            would have less than 4 samples: up to N = 7 all are independent.
-        angle (`float`, defaults to 0.7): How far neighbours are, in radians: 0 is the same noise, pi / 2 unrelated.
+        num_candidates: N, samples of each control.
+        num_rounds: Rounds that they are spread over, as evenly as possible. Fewer where a round would have less than 4
+            samples: up to N = 7 all are independent.
+        angle: How far neighbours are, in radians: 0 is the same noise, pi / 2 unrelated.
 
     Returns:
-        `torch.Tensor` of shape `(M * N, ...)`: All samples, those of a control in the order in which they were made.
+        `(M * N, ...)`; all samples, those of a control in the order in which they were made.
 
     Raises:
         ValueError: If `num_rounds` is less than 1, or `angle` not in (0, pi / 2].

@@ -8,11 +8,10 @@ from cellfluxrl.rewards.energy import pairwise
 
 
 def select_best(scores: torch.Tensor) -> torch.Tensor:
-    """
-    The candidate with the highest score for each control.
+    """The candidate with the highest score for each control.
 
     Args:
-        scores (`torch.Tensor` of shape `(M, N)`): Of N candidates of M controls.
+        scores: `(M, N)`; of N candidates of M controls.
 
     Returns:
         `torch.Tensor` of shape `(M,)`, int64.
@@ -21,15 +20,14 @@ def select_best(scores: torch.Tensor) -> torch.Tensor:
 
 
 def select_reject(outside: torch.Tensor) -> torch.Tensor:
-    """
-    The first candidate of each control that looks like a real cell, or the one nearest to that where none does.
+    """The first candidate of each control that looks like a real cell, or the one nearest to that where none does.
 
     The first and not the highest: among the accepted ones nothing is optimised, so what is chosen follows the
     generator's distribution, restricted to the range (rejection sampling with at most N draws).
 
     Args:
-        outside (`torch.Tensor` of shape `(M, N)`): How far each candidate is outside of the real range, 0 inside;
-            see [`RewardSuite.outside_real_range`].
+        outside: `(M, N)`; how far each candidate is outside of the real range, 0 inside; see
+            [`RewardSuite.outside_real_range`].
 
     Returns:
         `torch.Tensor` of shape `(M,)`, int64.
@@ -44,19 +42,17 @@ def select_reject(outside: torch.Tensor) -> torch.Tensor:
 def select_match(
     vectors: torch.Tensor, reference: torch.Tensor, sweeps: int = 6, before: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """
-    One candidate for each control such that the chosen set is distributed as real cells are.
+    """One candidate for each control such that the chosen set is distributed as real cells are.
 
     Minimises the energy distance between the statistics of the chosen set and the reference by coordinate descent:
     each control in turn takes the candidate with the smallest mean distance to the reference minus mean distance to
     the chosen set.
 
     Args:
-        vectors (`torch.Tensor` of shape `(M, N, D)`): Scaled statistics of N candidates of M controls.
-        reference (`torch.Tensor` of shape `(R, D)`): Scaled statistics of real cells.
-        sweeps (`int`, defaults to 6): At most this many passes over the controls; it stops when nothing changes.
-        before (`torch.Tensor` of shape `(B, D)`, *optional*): Statistics of cells that are in the chosen set already;
-            see [`StreamingMatch`].
+        vectors: `(M, N, D)`; scaled statistics of N candidates of M controls.
+        reference: `(R, D)`; scaled statistics of real cells.
+        sweeps: At most this many passes over the controls; it stops when nothing changes.
+        before: `(B, D)`; statistics of cells that are in the chosen set already; see [`StreamingMatch`].
 
     Returns:
         `torch.Tensor` of shape `(M,)`, int64.
@@ -96,8 +92,7 @@ def select_match(
 
 
 class StreamingMatch:
-    """
-    [`select_match`] for sets that come in batches: a batch is chosen jointly with the cells chosen last before it.
+    """[`select_match`] for sets that come in batches: a batch is chosen jointly with the cells chosen last before it.
 
     It remembers the statistics of the last `window` chosen cells of each group, so its memory does not grow with the
     number of controls. Each window is brought as close to the real cells as its candidates allow, and the energy
@@ -105,7 +100,7 @@ class StreamingMatch:
     cells chosen so far does worse: its sampling error is taken for an error of the set, and "corrected".)
 
     Args:
-        window (`int`, defaults to 512): Chosen cells that are remembered of each group.
+        window: Chosen cells that are remembered of each group.
 
     Example:
         >>> match = StreamingMatch()
@@ -122,13 +117,11 @@ class StreamingMatch:
         self._chosen: dict[str, torch.Tensor] = {}
 
     def select(self, vectors: torch.Tensor, reference: torch.Tensor, group: str) -> torch.Tensor:
-        """
-        Choose for the next batch of controls.
+        """Choose for the next batch of controls.
 
         Args:
-            vectors (`torch.Tensor` of shape `(M, N, D)`), reference (`torch.Tensor` of shape `(R, D)`): As in
-                [`select_match`].
-            group (`str`): Controls of one group, such as a MoA, form one set; the reference must be theirs.
+            vectors, reference: `(M, N, D)` and `(R, D)`; as in [`select_match`].
+            group: Controls of one group, such as a MoA, form one set; the reference must be theirs.
 
         Returns:
             `torch.Tensor` of shape `(M,)`, int64.

@@ -26,14 +26,13 @@ MEANINGS = {
 
 
 def suite_card(suite: RewardSuite) -> str:
-    """
-    Fill in `model_cards/rewards.md`.
+    """Fill in `model_cards/rewards.md`.
 
     Args:
-        suite ([`RewardSuite`]): A fitted one; of one that is not, the card says that nothing can be scored.
+        suite: A fitted one; of one that is not, the card says that nothing can be scored.
 
     Returns:
-        `str`: Markdown with a YAML header that the Hub reads.
+        Markdown with a YAML header that the Hub reads.
     """
     counts = dict(zip(suite.moas, suite.count.tolist(), strict=True))
     known = [moa for moa, count in counts.items() if count]
@@ -85,8 +84,7 @@ def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
 
 
 def separability_text(suite: RewardSuite) -> dict[str, str]:
-    """
-    Separability of the statistics that know nothing of an image's true MoA.
+    """Separability of the statistics that know nothing of an image's true MoA.
 
     The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.
     """

@@ -8,8 +8,7 @@ ROWS_AT_ONCE = 1024  # distances of all to all would need N^2 numbers
 
 
 def pairwise(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """
-    Euclidean distances of all rows of `a` (N, D) to all rows of `b` (M, D).
+    """Euclidean distances of all rows of `a` (N, D) to all rows of `b` (M, D).
 
     Not by way of |a|^2 + |b|^2 - 2ab, which `torch.cdist` prefers for 26 rows and more: between close rows it loses
     half of the digits, and an image's reward would depend on how many others are in its batch.
@@ -18,8 +17,7 @@ def pairwise(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    r"""
-    Functional derivative of the energy score at each rollout.
+    r"""Functional derivative of the energy score at each rollout.
 
     The score of a generated distribution p against real cells, J(p) = -E|s - S| + 1/2 E|s - s'| with s, s' generated
     and S real, is strictly proper (Gneiting & Raftery, 2007): it has one maximum, at p = real. Its derivative with
@@ -31,10 +29,10 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
     maximises -|s - mean| / std, gains nothing when all rollouts look like it. `docs/rewards.md` has the derivation.
 
     Args:
-        values (`torch.Tensor` of shape `(N, D)`): Scaled statistics of each rollout; |.| is the Euclidean norm.
-        reference (`torch.Tensor` of shape `(N_groups, R, D)`): Real cells, for the group of each index.
-        groups (`torch.Tensor` of shape `(N,)`): Index into `reference` of each rollout; rollouts of one group share
-            the condition and are each other's s'.
+        values: `(N, D)`; scaled statistics of each rollout; |.| is the Euclidean norm.
+        reference: `(N_groups, R, D)`; real cells, for the group of each index.
+        groups: `(N,)`; index into `reference` of each rollout; rollouts of one group share the condition and are each
+            other's s'.
 
     Returns:
         `torch.Tensor` of shape `(N,)`.
@@ -54,8 +52,7 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
 
 
 def distances_to_real(values: torch.Tensor, reference: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """
-    Mean distance of each image to the real cells of its group; the first term of [`energy_rewards`], positive.
+    """Mean distance of each image to the real cells of its group; the first term of [`energy_rewards`], positive.
 
     Args and returns are those of [`energy_rewards`].
     """

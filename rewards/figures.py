@@ -39,17 +39,16 @@ REAL_COLOR, SCORED_COLOR = "#9a9a9a", COLORS[0]
 
 
 def score_violins(table: pd.DataFrame, suite: RewardSuite, path: str | Path) -> None:
-    """
-    Draw the distribution of each statistic beside that of real cells of the MoA, and write a PNG.
+    """Draw the distribution of each statistic beside that of real cells of the MoA, and write a PNG.
 
     Each MoA has a violin of two halves of equal area: grey for real cells, blue for what was scored; a dot is the
     mean. Statistics are in standard deviations from the mean of real cells of that MoA. The axis holds 99 % of them;
     it ends at ±10, and what lies beyond is drawn there.
 
     Args:
-        table (`pandas.DataFrame`): As [`score_images`] returns it.
-        suite ([`RewardSuite`]): What scored them; its `reference` is the real distribution.
-        path (`str` or `Path`): Of the PNG file.
+        table: As [`score_images`] returns it.
+        suite: What scored them; its `reference` is the real distribution.
+        path: Of the PNG file.
 
     Raises:
         ValueError: If the suite has no reward that compares a statistic.
@@ -128,17 +127,16 @@ GREY = ((255, 255, 255),)
 def score_sheet(
     table: pd.DataFrame, rows: Sequence[int], images: Sequence[np.ndarray], suite: RewardSuite, path: str | Path
 ) -> None:
-    """
-    Show images with the outlines of their nuclei and cells, and their rewards below, and write a PNG.
+    """Show images with the outlines of their nuclei and cells, and their rewards below, and write a PNG.
 
     In the list of each of the worst, the reward in red is the one that sets it back most from the mean of all images.
 
     Args:
-        table (`pandas.DataFrame`): As [`score_images`] returns it.
-        rows (`Sequence[int]`): The rows that are shown, as many of the worst as of the best, see [`worst_and_best`].
-        images (`Sequence[numpy.ndarray]`): Their images, `(C, H, W)`, uint8 or floats in [0, 1].
-        suite ([`RewardSuite`]): What scored and outlines them.
-        path (`str` or `Path`): Of the PNG file.
+        table: As [`score_images`] returns it.
+        rows: The rows that are shown, as many of the worst as of the best, see [`worst_and_best`].
+        images: Their images, `(C, H, W)`, uint8 or floats in [0, 1].
+        suite: What scored and outlines them.
+        path: Of the PNG file.
     """
     pictures = _outlined_tiles(images, suite)
     names = [reward.name for reward in suite.rewards]

@@ -12,12 +12,11 @@ from cellfluxrl.rewards.suite import Measured, RewardSuite
 
 @dataclass(frozen=True)
 class PartlyMeasured:
-    """
-    What a suite measured in N images, some of which failed.
+    """What a suite measured in N images, some of which failed.
 
     Args:
-        measured ([`Measured`]): NaN in the rows of images that failed.
-        failed (`torch.Tensor` of shape `(N,)`): Which did, as booleans.
+        measured: NaN in the rows of images that failed.
+        failed: `(N,)`; which did, as booleans.
     """
 
     measured: Measured
@@ -56,13 +55,12 @@ def finite_rows(images: torch.Tensor) -> torch.Tensor:
 
 
 def measure_finite(suite: RewardSuite, images: torch.Tensor, moa: Sequence[str]) -> PartlyMeasured:
-    """
-    Measure the images whose pixels are all finite; the others have failed.
+    """Measure the images whose pixels are all finite; the others have failed.
 
     Args:
-        suite ([`RewardSuite`]): What to measure for.
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1].
-        moa (`Sequence[str]`): The true MoA of each.
+        suite: What to measure for.
+        images: `(N, C, H, W)`; floats in [-1, 1].
+        moa: The true MoA of each.
 
     Raises:
         ValueError: As [`RewardSuite.check_batch`] says.
@@ -83,17 +81,16 @@ def score_partly(
     form: str = "deviation",
     groups: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """
-    The scores of images that were measured before: what `suite(images, moa, form, groups)` would have given.
+    """The scores of images that were measured before: what `suite(images, moa, form, groups)` would have given.
 
     Args:
-        suite ([`RewardSuite`]): The one that they were measured for.
-        seen ([`PartlyMeasured`]): Of N images.
-        moa (`Sequence[str]`), form (`str`), groups (`torch.Tensor`, *optional*): As in [`RewardSuite.forward`].
+        suite: The one that they were measured for.
+        seen: Of N images.
+        moa, form, groups: As in [`RewardSuite.forward`].
 
     Returns:
-        `dict[str, torch.Tensor]`: Each reward and `"combined"`, of shape `(N,)`; NaN for images that failed, which
-        their groups are scored without.
+        Each reward and `"combined"`, of shape `(N,)`; NaN for images that failed, which their groups are scored
+        without.
     """
     rows = (~seen.failed).nonzero()[:, 0].cpu()
     names = [*(reward.name for reward in suite.rewards), "combined"]
@@ -109,11 +106,10 @@ def score_partly(
 
 
 def scaled_statistics(suite: RewardSuite, seen: PartlyMeasured, moa: Sequence[str]) -> torch.Tensor:
-    """
-    Statistics in standard deviations from the mean of real cells of the MoA, to compare distributions.
+    """Statistics in standard deviations from the mean of real cells of the MoA, to compare distributions.
 
     Returns:
-        `torch.Tensor` of shape `(N, S)`: columns as in `suite.statistic_names`; NaN where there is nothing to measure.
+        `(N, S)`; columns as in `suite.statistic_names`; NaN where there is nothing to measure.
     """
     values = seen.measured.values.to(suite.device)
     scaled = suite.standardise(Measured(values, {}, {}), moa)

@@ -30,27 +30,26 @@ def score_images(
     batch_size: int = 256,
     rescue: Callable[[pd.DataFrame], None] | None = None,
 ) -> pd.DataFrame:
-    """
-    Score images; those that cannot be read, or are of another size than the suite's, are skipped and named.
+    """Score images; those that cannot be read, or are of another size than the suite's, are skipped and named.
 
     At most `batch_size` images are in memory at once. In the energy form images are compared with each other after
     all have been measured.
 
     Args:
-        images ([`ImagesToScore`]): See [`images_of_dataset`] and [`images_of_files`].
-        suite ([`RewardSuite`]): What scores them.
-        form (`str`, defaults to `"deviation"`): `"deviation"` or `"energy"`.
-        group_by (`Sequence[str]`): In the energy form only images with the same values in these columns are compared
-            with each other; by default those of one MoA. An image that is alone gets the deviation form.
-        pixel_size (`float`, *optional*): Width of a pixel in micrometres, checked against that of the fit.
-        batch_size (`int`, defaults to 256): Images that are read, segmented and classified at once.
-        rescue (`Callable`, *optional*): Called with the table of what is finished if something goes wrong half-way.
+        images: See [`images_of_dataset`] and [`images_of_files`].
+        suite: What scores them.
+        form: `"deviation"` or `"energy"`.
+        group_by: In the energy form only images with the same values in these columns are compared with each other; by
+            default those of one MoA. An image that is alone gets the deviation form.
+        pixel_size: Width of a pixel in micrometres, checked against that of the fit.
+        batch_size: Images that are read, segmented and classified at once.
+        rescue: Called with the table of what is finished if something goes wrong half-way.
 
     Returns:
-        `pandas.DataFrame`: One row an image with the columns of `images.rows`; the measurements (`roundness`,
-        `nucleus_size`, ...); `z_NAME` for each statistic, in standard deviations from the mean of real cells of the
-        MoA (-10 where there is nothing to measure); `reward_NAME` for each reward; and `combined`. Its `attrs` hold
-        the form, the columns of `group_by`, and under `"skipped"` what was left out, with the reasons.
+        One row an image with the columns of `images.rows`; the measurements (`roundness`, `nucleus_size`, ...);
+        `z_NAME` for each statistic, in standard deviations from the mean of real cells of the MoA (-10 where there is
+        nothing to measure); `reward_NAME` for each reward; and `combined`. Its `attrs` hold the form, the columns of
+        `group_by`, and under `"skipped"` what was left out, with the reasons.
 
     Raises:
         ValueError: If no image can be scored, or an argument does not fit.
@@ -150,12 +149,11 @@ REAL = "  real cells"
 
 
 def summarize_scores(table: pd.DataFrame, suite: RewardSuite) -> pd.DataFrame:
-    """
-    Mean and standard error of each reward, for each MoA and over all images, and what real cells have.
+    """Mean and standard error of each reward, for each MoA and over all images, and what real cells have.
 
     Args:
-        table (`pandas.DataFrame`): As [`score_images`] returns it.
-        suite ([`RewardSuite`]): What scored them.
+        table: As [`score_images`] returns it.
+        suite: What scored them.
 
     Returns:
         `pandas.DataFrame` of text: two lines a MoA, and one over all. Standard errors take images for independent.
@@ -172,12 +170,11 @@ def summarize_scores(table: pd.DataFrame, suite: RewardSuite) -> pd.DataFrame:
 
 
 def mean_scores(table: pd.DataFrame, suite: RewardSuite) -> dict[str, Any]:
-    """
-    What [`summarize_scores`] tells, in numbers.
+    """What [`summarize_scores`] tells, in numbers.
 
     Returns:
-        `dict`: `"images"`, and by MoA under `"moas"` and over all under `"all"`: `"images"`, `"mean"` of each reward
-        and, in the deviation form, `"real"`: the mean in real cells.
+        `"images"`, and by MoA under `"moas"` and over all under `"all"`: `"images"`, `"mean"` of each reward and, in
+        the deviation form, `"real"`: the mean in real cells.
     """
     names = {f"reward_{reward.name}": reward.name for reward in suite.rewards} | {"combined": "combined"}
 

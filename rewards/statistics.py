@@ -16,13 +16,12 @@ MINIMUM_STD = 1e-3
 
 @dataclass(frozen=True)
 class Statistics:
-    """
-    S statistics of real cells of K MoAs.
+    """S statistics of real cells of K MoAs.
 
     Args:
-        mean, std (`torch.Tensor` of shape `(K, S)`): In each MoA.
-        reference (`torch.Tensor` of shape `(K, REFERENCE_SIZE, S)`): Real cells, in standard deviations from the mean.
-        count (`torch.Tensor` of shape `(K,)`): Real images that each MoA has; 0 where nothing is known of it.
+        mean, std: `(K, S)`; in each MoA.
+        reference: `(K, REFERENCE_SIZE, S)`; real cells, in standard deviations from the mean.
+        count: `(K,)`; real images that each MoA has; 0 where nothing is known of it.
     """
 
     mean: torch.Tensor
@@ -32,8 +31,7 @@ class Statistics:
 
 
 def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, seed: int = 0) -> Statistics:
-    """
-    Fit mean, spread and reference cells of each MoA.
+    """Fit mean, spread and reference cells of each MoA.
 
     A MoA with n < 30 images is shrunk towards all others (empirical Bayes in the normal model): with the variance
     within MoAs sigma^2, pooled, and the variance between their means tau^2, each of one statistic,
@@ -45,10 +43,10 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
     standard deviation is under a tenth of the pooled one, or 0.001.
 
     Args:
-        values (`torch.Tensor` of shape `(N, S)`): Statistics of real images; rows with NaN are left out.
-        index (`torch.Tensor` of shape `(N,)`): The MoA of each, 0 to `num_moas` - 1.
-        num_moas (`int`): K.
-        seed (`int`, defaults to 0): Which real cells become the reference.
+        values: `(N, S)`; statistics of real images; rows with NaN are left out.
+        index: `(N,)`; the MoA of each, 0 to `num_moas` - 1.
+        num_moas: K.
+        seed: Which real cells become the reference.
 
     Raises:
         ValueError: If no MoA has two images: there is no spread to fit.
@@ -100,8 +98,7 @@ def _shrunk_mean(mean: torch.Tensor, within: torch.Tensor, count: torch.Tensor) 
 
 
 def separability(statistics: Statistics) -> torch.Tensor:
-    """
-    Share of each statistic's variance that lies between MoAs (eta squared), MoAs counting alike.
+    """Share of each statistic's variance that lies between MoAs (eta squared), MoAs counting alike.
 
     0: the statistic looks the same in every MoA, so a reward on it says nothing about the drug. 1: it tells each MoA.
 

@@ -42,15 +42,13 @@ REAL_RANGE = (0.025, 0.975)  # quantiles of real cells between which something c
 
 @dataclass(frozen=True)
 class Measured:
-    """
-    What a suite needs to know of N images to score them in any form.
+    """What a suite needs to know of N images to score them in any form.
 
     Args:
-        values (`torch.Tensor` of shape `(N, S)`): The statistics of `statistic_names`; NaN where there is nothing to
-            measure.
-        scores (`dict[str, torch.Tensor]`): The rewards that have a score of their own, each `(N,)`.
-        measurements (`dict[str, torch.Tensor]`): See [`measure`]; each `(N,)`, none if no reward needs masks.
-        features (`torch.Tensor` of shape `(N, D)`, *optional*): The classifier's, where a reward needs it.
+        values: `(N, S)`; the statistics of `statistic_names`; NaN where there is nothing to measure.
+        scores: The rewards that have a score of their own, each `(N,)`.
+        measurements: See [`measure`]; each `(N,)`, none if no reward needs masks.
+        features: `(N, D)`; the classifier's, where a reward needs it.
     """
 
     values: torch.Tensor
@@ -91,8 +89,7 @@ class Measured:
 
 
 class RewardSuite(ModelMixin, ConfigMixin):
-    """
-    Scores images of cells by the seven rewards of CellFluxRL, and by those of users.
+    """Scores images of cells by the seven rewards of CellFluxRL, and by those of users.
 
     `moa` is the classifier's probability of the true mechanism of action; `containment` the share of the nuclei that
     lies inside cells; `roundness`, `nucleus_size`, `cytoplasm_size`, `nucleus_count` and `cytoplasm_count` compare a
@@ -104,14 +101,14 @@ class RewardSuite(ModelMixin, ConfigMixin):
     deviations from the real mean, its containment is 0, and without a nucleus so is its probability of the MoA.
 
     Args:
-        classifier_config (`dict`): Configuration of the [`MoAClassifier`]; its classes are the MoAs of the suite.
-        segmenter (`str`, defaults to `"watershed"`): Name of the segmenter.
-        segmenter_settings (`dict`, *optional*): Its settings.
-        rewards (`Sequence[str]`, *optional*): Names of the rewards; by default the seven.
-        reward_weights (`dict[str, float]`, *optional*): Weight of each reward in `combined`; 1 each by default. A
-            reward of weight 0 is left out of it, in both forms.
-        image_size (`Sequence[int]`, *optional*): Height and width in pixels of the images that were fitted.
-        pixel_size (`float`, *optional*): Width of their pixels in micrometres.
+        classifier_config: Configuration of the [`MoAClassifier`]; its classes are the MoAs of the suite.
+        segmenter: Name of the segmenter.
+        segmenter_settings: Its settings.
+        rewards: Names of the rewards; by default the seven.
+        reward_weights: Weight of each reward in `combined`; 1 each by default. A reward of weight 0 is left out of it,
+            in both forms.
+        image_size: Height and width in pixels of the images that were fitted.
+        pixel_size: Width of their pixels in micrometres.
 
     Example:
         >>> suite = RewardSuite.from_pretrained("runs/demo/pipeline/rewards")         # doctest: +SKIP
@@ -195,23 +192,21 @@ class RewardSuite(ModelMixin, ConfigMixin):
         seed: int = 0,
         batch_size: int = 128,
     ) -> RewardSuite:
-        """
-        Fit statistics, reference cells and weights on real images.
+        """Fit statistics, reference cells and weights on real images.
 
         Each reward is weighted by 1 / its standard deviation over real cells of one MoA (at least 0.05), `moa` twice
         that, and the weights sum to 1: `combined` is a weighted mean in which no reward drowns another. MoAs with few
         images are shrunk towards the others ([`fit_statistics`]); those with none cannot be scored.
 
         Args:
-            real_dataset (`datasets.Dataset`): Rows of the cell schema, treated and control.
-            classifier (`MoAClassifier`): Its classes must include all MoAs of the data set.
-            segmenter (`str`, defaults to `"watershed"`), segmenter_settings (`dict`, *optional*): See
-                [`make_segmenter`].
-            rewards (`Sequence[str | Reward]`, *optional*): Names of rewards, or rewards of one's own, which are then
-                registered ([`register_reward`]); by default the seven.
-            pixel_size (`float`, *optional*): Width of a pixel in micrometres; images of another are then refused.
-            seed (`int`, defaults to 0): Which real cells become the reference of the energy form.
-            batch_size (`int`, defaults to 128): Images that are in memory at once.
+            real_dataset: Rows of the cell schema, treated and control.
+            classifier: Its classes must include all MoAs of the data set.
+            segmenter, segmenter_settings: See [`make_segmenter`].
+            rewards: Names of rewards, or rewards of one's own, which are then registered ([`register_reward`]); by
+                default the seven.
+            pixel_size: Width of a pixel in micrometres; images of another are then refused.
+            seed: Which real cells become the reference of the energy form.
+            batch_size: Images that are in memory at once.
 
         Raises:
             ValueError: If the channels differ from the classifier's, or no MoA has two images.
@@ -246,16 +241,15 @@ class RewardSuite(ModelMixin, ConfigMixin):
         return suite
 
     def real_means(self, moa: Sequence[str]) -> dict[str, float]:
-        """
-        What real cells of these MoAs score on average, in the deviation form: a value above it is over-optimised.
+        """What real cells of these MoAs score on average, in the deviation form: a value above it is over-optimised.
 
         Of real images in which everything could be measured.
 
         Args:
-            moa (`Sequence[str]`): The MoA of each image that is compared; real cells of each weigh as often.
+            moa: The MoA of each image that is compared; real cells of each weigh as often.
 
         Returns:
-            `dict[str, float]`: For each reward and `"combined"`.
+            For each reward and `"combined"`.
         """
         means = self.real_rewards[self.classifier.class_indices(moa).to(self.device)].mean(dim=0)
         return dict(zip([*self.weights, "combined"], means.tolist(), strict=True))
@@ -324,12 +318,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def observe(self, images: torch.Tensor, moa: Sequence[str]) -> Observation:
-        """
-        What the rewards are computed from: masks, measurements and the classifier's verdict.
+        """What the rewards are computed from: masks, measurements and the classifier's verdict.
 
         Args:
-            images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1].
-            moa (`Sequence[str]`): The true MoA of each.
+            images: `(N, C, H, W)`; floats in [-1, 1].
+            moa: The true MoA of each.
         """
         needs = {need for reward in self.rewards for need in reward.needs}
         seen: dict[str, Any] = {}
@@ -371,8 +364,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
     def measure(
         self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None, batch_size: int = 128
     ) -> Measured:
-        """
-        Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
+        """Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
 
         Arguments and errors are those of the call of the suite. uint8 images are converted batch by batch.
         """
@@ -384,12 +376,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
-        """
-        [`measure`] without its checks and its guess of the range.
+        """[`measure`] without its checks and its guess of the range.
 
         Args:
-            images (`torch.Tensor` or `np.ndarray` of shape `(N, C, H, W)`): uint8, or floats in [-1, 1].
-            moa (`Sequence[str]`), batch_size (`int`): As in [`measure`].
+            images: `(N, C, H, W)`; uint8, or floats in [-1, 1].
+            moa, batch_size: As in [`measure`].
         """
         measured = None
         for start in range(0, len(images), batch_size):
@@ -419,11 +410,10 @@ class RewardSuite(ModelMixin, ConfigMixin):
         return result
 
     def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
-        """
-        Statistics of each image, in standard deviations from the mean of real cells of its MoA.
+        """Statistics of each image, in standard deviations from the mean of real cells of its MoA.
 
         Returns:
-            `torch.Tensor` of shape `(N, S)`: columns as in `statistic_names`; -10 where there is nothing to measure.
+            `(N, S)`; columns as in `statistic_names`; -10 where there is nothing to measure.
         """
         return self.standardise(self.measure(images, moa), moa)
 
@@ -433,18 +423,17 @@ class RewardSuite(ModelMixin, ConfigMixin):
         return ((measured.values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
 
     def appearance(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
-        """
-        What `selection="match"` compares with [`real_appearance`]: the statistics, and what the classifier sees.
+        """What `selection="match"` compares with [`real_appearance`]: the statistics, and what the classifier sees.
 
         Statistics of shape and number say nothing of brightness and texture, so that cells which match in them may
         still look wrong. The classifier's features, all together, count as much as all statistics together.
 
         Args:
-            measured ([`Measured`]): Of N images, as [`measure`] gives it.
-            moa (`Sequence[str]`): The true MoA of each.
+            measured: Of N images, as [`measure`] gives it.
+            moa: The true MoA of each.
 
         Returns:
-            `torch.Tensor` of shape `(N, S + D)`: first the columns of [`standardise`].
+            `(N, S + D)`; first the columns of [`standardise`].
         """
         scaled = self.standardise(measured, moa)
         if not self.uses_classifier:
@@ -459,20 +448,19 @@ class RewardSuite(ModelMixin, ConfigMixin):
         return torch.cat([self.reference[k], self.feature_reference[k]], dim=1)
 
     def outside_real_range(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
-        """
-        How far images lie outside of the range of real cells of their MoA: 0 where everything is inside.
+        """How far images lie outside of the range of real cells of their MoA: 0 where everything is inside.
 
         A statistic is inside between the 2.5 % and the 97.5 % quantile of the reference cells, a reward without a
         statistic, such as containment, from the 2.5 % quantile of real cells upwards (of all MoAs together where one
         has fewer than 30 images). What cannot be measured is outside.
 
         Args:
-            measured ([`Measured`]): Of N images, as [`measure`] gives it.
-            moa (`Sequence[str]`): The true MoA of each.
+            measured: Of N images, as [`measure`] gives it.
+            moa: The true MoA of each.
 
         Returns:
-            `torch.Tensor` of shape `(N,)`: Euclidean length of what is beyond the range, in standard deviations of
-            real cells for statistics, and in units of 0.05 for the others.
+            `(N,)`; euclidean length of what is beyond the range, in standard deviations of real cells for statistics,
+            and in units of 0.05 for the others.
         """
         index = self.classifier.class_indices(moa).to(self.device)
         beyond = torch.zeros_like(measured.values)
@@ -495,23 +483,21 @@ class RewardSuite(ModelMixin, ConfigMixin):
         pixel_size: float | None = None,
         batch_size: int = 128,
     ) -> dict[str, torch.Tensor]:
-        """
-        Score images.
+        """Score images.
 
         Args:
             images: `(N, C, H, W)` images; see [`as_model_images`] for the accepted kinds.
-            moa (`Sequence[str]`): The true MoA of each.
-            form (`str`, defaults to `"deviation"`): `"deviation"` or `"energy"`.
-            groups (`torch.Tensor` of shape `(N,)`, *optional*): Rollouts with the same integer are compared with each
-                other in the energy form; by default those of one MoA. An image without others to compare with gets
-                the deviation form.
-            pixel_size (`float`, *optional*): Width of a pixel in micrometres, checked against that of the fit.
-            batch_size (`int`, defaults to 128): Images that are segmented and classified at once.
+            moa: The true MoA of each.
+            form: `"deviation"` or `"energy"`.
+            groups: `(N,)`; rollouts with the same integer are compared with each other in the energy form; by default
+                those of one MoA. An image without others to compare with gets the deviation form.
+            pixel_size: Width of a pixel in micrometres, checked against that of the fit.
+            batch_size: Images that are segmented and classified at once.
 
         Returns:
-            `dict[str, torch.Tensor]`: Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form
-            `combined` is the energy reward of the vector of all statistics, plus the rewards without a statistic as
-            they are; a weight of 0 leaves one out, other weights make no difference there.
+            Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form `combined` is the energy
+            reward of the vector of all statistics, plus the rewards without a statistic as they are; a weight of 0
+            leaves one out, other weights make no difference there.
 
         Raises:
             ValueError: For an unknown MoA or form, a MoA without statistics, images of a wrong kind or of another
@@ -560,12 +546,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
                 combined[replaced] += scores[name][replaced]
 
     def check_batch(self, images: Any, moa: Sequence[str], pixel_size: float | None = None) -> None:
-        """
-        See that a batch of images can be scored, without scoring it.
+        """See that a batch of images can be scored, without scoring it.
 
         Args:
             images: `(N, C, H, W)`; only the shape is looked at.
-            moa (`Sequence[str]`), pixel_size (`float`, *optional*): As in the call of the suite.
+            moa, pixel_size: As in the call of the suite.
 
         Raises:
             ValueError: For an empty batch, another number of MoAs, a MoA without statistics, or other channels or
@@ -606,12 +591,11 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> RewardSuite:
-        """
-        Load a suite from a folder or from the Hugging Face Hub.
+        """Load a suite from a folder or from the Hugging Face Hub.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or `"owner/name"` on the Hub; with
-                `subfolder="rewards"` those of a pipeline.
+            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub; with `subfolder="rewards"` those of
+                a pipeline.
             **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
                 Weights are safetensors only.
 
@@ -644,13 +628,13 @@ class RewardSuite(ModelMixin, ConfigMixin):
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """
-        Save everything into one folder: configuration, weights and statistics (safetensors), and the card, README.md.
+        """Save everything into one folder: configuration, weights and statistics (safetensors), and the card,
+        README.md.
 
         Args:
-            save_directory (`str` or `os.PathLike`): Made if it is not there.
-            push_to_hub (`bool`, defaults to `False`): Publish it too: `repo_id` (by default the folder's name),
-                `private`, `token` and `commit_message` are passed on to [`push_to_hub`].
+            save_directory: Made if it is not there.
+            push_to_hub: Publish it too: `repo_id` (by default the folder's name), `private`, `token` and
+                `commit_message` are passed on to [`push_to_hub`].
             **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
         """
         hub = {name: kwargs.pop(name) for name in ("private", "token", "commit_message") if name in kwargs}
@@ -670,17 +654,16 @@ class RewardSuite(ModelMixin, ConfigMixin):
         token: str | None = None,
         commit_message: str = "Biological rewards, fitted with CellFluxRL",
     ) -> str:
-        """
-        Publish the suite on the Hugging Face Hub, in one commit; repeat it after an interruption.
+        """Publish the suite on the Hugging Face Hub, in one commit; repeat it after an interruption.
 
         Args:
-            repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-            private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-            token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-            commit_message (`str`): One line.
+            repo_id: `"owner/name"`; the repository is created where there is none.
+            private: Whether only its owner may read a new repository.
+            token: An access token with the right to write; by default the one of `hf auth login`.
+            commit_message: One line.
 
         Returns:
-            `str`: The repository's address.
+            The repository's address.
 
         Raises:
             ValueError, PermissionError, ConnectionError: As [`push_files`] says.

@@ -17,18 +17,16 @@ ENTRY_POINTS = "cellfluxrl.rewards"
 
 @dataclass(frozen=True)
 class Observation:
-    """
-    What is seen in N images. The suite computes only what one of its rewards needs, once for all of them.
+    """What is seen in N images. The suite computes only what one of its rewards needs, once for all of them.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1].
-        moa (`list[str]`): The true mechanism of action of each.
-        masks ([`Masks`], *optional*): Labelled nuclei and cells, where a reward needs `"masks"`.
-        measurements (`dict[str, torch.Tensor]`, *optional*): Their six measurements, each `(N,)`; see [`measure`].
-        probability (`torch.Tensor` of shape `(N,)`, *optional*): The classifier's probability of the true MoA, where
-            a reward needs `"classifier"`.
-        logit (`torch.Tensor` of shape `(N,)`, *optional*): log(p / (1 - p)) of that probability, without overflow.
-        features (`torch.Tensor` of shape `(N, D)`, *optional*): The classifier's activations before its last layer.
+        images: `(N, C, H, W)`; floats in [-1, 1].
+        moa: The true mechanism of action of each.
+        masks: Labelled nuclei and cells, where a reward needs `"masks"`.
+        measurements: Their six measurements, each `(N,)`; see [`measure`].
+        probability: `(N,)`; the classifier's probability of the true MoA, where a reward needs `"classifier"`.
+        logit: `(N,)`; log(p / (1 - p)) of that probability, without overflow.
+        features: `(N, D)`; the classifier's activations before its last layer.
     """
 
     images: torch.Tensor
@@ -42,19 +40,18 @@ class Observation:
 
 @dataclass(frozen=True)
 class Reward:
-    """
-    A reward: higher is better.
+    """A reward: higher is better.
 
     It has a `score`, which is the reward itself, or a `statistic`, whose distribution in real cells of the MoA is the
     goal: the suite fits its mean and spread, and turns it into a reward by the `"deviation"` or the `"energy"` form. A
     reward with both has its score in the first form and its statistic in the second.
 
     Args:
-        name (`str`): What it is called in the scores of a suite.
-        needs (`Sequence[str]`): What it looks at: `"images"`, `"masks"` (with the measurements) or `"classifier"`.
-        score (`Callable`, *optional*): From an [`Observation`] of N images to N finite numbers.
-        statistic (`Callable`, *optional*): From an [`Observation`] of N images to N numbers; NaN where an image has
-            nothing to measure, such as the roundness of no nucleus. Such an image is never rewarded.
+        name: What it is called in the scores of a suite.
+        needs: What it looks at: `"images"`, `"masks"` (with the measurements) or `"classifier"`.
+        score: From an [`Observation`] of N images to N finite numbers.
+        statistic: From an [`Observation`] of N images to N numbers; NaN where an image has nothing to measure, such as
+            the roundness of no nucleus. Such an image is never rewarded.
 
     Raises:
         ValueError: If it needs something else, or has neither score nor statistic.
@@ -115,8 +112,7 @@ _REGISTERED = {reward.name: reward for reward in REWARDS}
 
 
 def register_reward(reward: Reward) -> Reward:
-    """
-    Make a reward known by its name, so that a suite that uses it can be saved and loaded.
+    """Make a reward known by its name, so that a suite that uses it can be saved and loaded.
 
     A package that is installed beside this one can do without: an entry point of the group `cellfluxrl.rewards`, named
     as the reward and pointing to it, is found by itself.
@@ -131,8 +127,7 @@ def register_reward(reward: Reward) -> Reward:
 
 
 def find_reward(name: str) -> Reward:
-    """
-    The reward of a name.
+    """The reward of a name.
 
     Raises:
         ValueError: If there is none, neither registered nor among the entry points.

@@ -26,8 +26,7 @@ NAMED_FAILURES = 4  # in a warning
 
 
 class RewardWorkers:
-    """
-    Measures batches of images in processes of their own, while this one goes on.
+    """Measures batches of images in processes of their own, while this one goes on.
 
     Segmentation takes the CPU; a policy that samples on a GPU, or on other cores, need not wait for it. Images are
     measured in pieces of `chunk_size`, whatever the number of processes, so that this number changes no result: it is
@@ -42,10 +41,10 @@ class RewardWorkers:
     script is imported. They ignore Ctrl-C, which this process answers, and end when it ends, however that happens.
 
     Args:
-        suite ([`RewardSuite`]): Saved to a temporary folder, which each process loads once.
-        num_workers (`int`, defaults to 1): Processes, each with one torch thread.
-        timeout (`float`, defaults to 60.0): Seconds that a process may take for a piece.
-        chunk_size (`int`, defaults to 32): Images of a piece.
+        suite: Saved to a temporary folder, which each process loads once.
+        num_workers: Processes, each with one torch thread.
+        timeout: Seconds that a process may take for a piece.
+        chunk_size: Images of a piece.
 
     Raises:
         ValueError: If a number is not positive.
@@ -73,12 +72,11 @@ class RewardWorkers:
             self._threads.submit(worker.start)  # loads beside what comes next; a problem is raised by the first result
 
     def submit(self, images: torch.Tensor, moa: Sequence[str]) -> PendingMeasurements:
-        """
-        Begin to measure images.
+        """Begin to measure images.
 
         Args:
-            images (`torch.Tensor` of shape `(N, C, H, W)`): Floats in [-1, 1], or uint8.
-            moa (`Sequence[str]`): The true MoA of each.
+            images: `(N, C, H, W)`; floats in [-1, 1], or uint8.
+            moa: The true MoA of each.
 
         Raises:
             ValueError: For what the suite refuses: an unknown MoA, images of another kind or size.
@@ -157,8 +155,7 @@ class PendingMeasurements:
         return all(future.done() for _, future in self._chunks)
 
     def result(self) -> PartlyMeasured:
-        """
-        What was measured, and which images failed.
+        """What was measured, and which images failed.
 
         Raises:
             RuntimeError: If a process cannot load the suite.
@@ -226,8 +223,7 @@ class _Worker:
             raise RuntimeError(f"a process for the rewards cannot load the suite: {problem}")
 
     def measure(self, images: np.ndarray, moa: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """
-        Values and scores, as in [`Measured`].
+        """Values and scores, as in [`Measured`].
 
         Raises:
             _RaisedError, _EndedError: See there; the next call starts a fresh process if needed.

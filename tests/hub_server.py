@@ -136,10 +136,10 @@ class HubError(Exception):
 class HubServer:
     """
     Attributes:
-        endpoint (`str`): For HF_ENDPOINT.
-        repos (`dict[str, Repo]`): By key.
-        requests (`list[Request]`): Everything that was asked, in order.
-        part_size (`int`, *optional*): Bytes of the parts in which large files are taken; in one part without it.
+        endpoint: For HF_ENDPOINT.
+        repos: By key.
+        requests: Everything that was asked, in order.
+        part_size: Bytes of the parts in which large files are taken; in one part without it.
     """
 
     def __init__(self, token: str = TOKEN):

@@ -25,16 +25,15 @@ TIME_SAMPLINGS = ("continuous", "discrete")
 
 
 class CellTask:
-    """
-    Control cells of a plate in, treated cells out: what the trainer draws from, pairs with and is scored by.
+    """Control cells of a plate in, treated cells out: what the trainer draws from, pairs with and is scored by.
 
     Args:
-        pairs ([`ControlTreatedPairs`]): The training cells; rollouts start from their controls.
-        conditions (`torch.Tensor` of shape `(K, D)`): Encoded compound of each row of `pairs.conditions`.
-        suite ([`RewardSuite`]): Scores the rollouts; may be replaced between iterations.
-        scheduler ([`CellFluxFlowMatchScheduler`]): Draws the source noise, and has the discrete times.
-        args ([`RLArguments`]): Sizes of an iteration and the form of the reward.
-        workers ([`RewardWorkers`], *optional*): Processes that measure the rollouts; without, this one does.
+        pairs: The training cells; rollouts start from their controls.
+        conditions: `(K, D)`; encoded compound of each row of `pairs.conditions`.
+        suite: Scores the rollouts; may be replaced between iterations.
+        scheduler: Draws the source noise, and has the discrete times.
+        args: Sizes of an iteration and the form of the reward.
+        workers: Processes that measure the rollouts; without, this one does.
     """
 
     def __init__(
@@ -100,8 +99,7 @@ class CellTask:
 
 
 def parse_reward_weights(text: str, names: Sequence[str]) -> dict[str, float]:
-    """
-    Read weights of rewards; those that are not named weigh 0.
+    """Read weights of rewards; those that are not named weigh 0.
 
     Raises:
         ValueError: For a name that is not among `names`, a weight that is not a number from 0 on, or all of them 0.

@@ -28,11 +28,11 @@ logger = logging.getLogger(__name__)
 
 
 def load_cells(args: SharedArguments) -> datasets.DatasetDict:
-    """
-    Load the data set that the arguments name; simulated cells and raw crops are built, once, into `output_dir/data`.
+    """Load the data set that the arguments name; simulated cells and raw crops are built, once, into
+    `output_dir/data`.
 
     Returns:
-        `datasets.DatasetDict`: Splits `train` and `test`.
+        Splits `train` and `test`.
 
     Raises:
         ValueError: If there is no such data set, it lacks a split, or its crops are not of `image_size`.
@@ -111,12 +111,11 @@ def conditions_of(encoder: CompoundEncoder, pairs: ControlTreatedPairs) -> torch
 
 
 def make_accelerator(args: SharedArguments, tensorboard: bool = False) -> Accelerator:
-    """
-    Set up the processes, on the CPU where there is no GPU, and seed them.
+    """Set up the processes, on the CPU where there is no GPU, and seed them.
 
     Args:
-        args ([`SharedArguments`]): Of a script; `report_to` names trackers, separated by commas.
-        tensorboard (`bool`, defaults to `False`): Whether to log to TensorBoard beside those, in `output_dir`.
+        args: Of a script; `report_to` names trackers, separated by commas.
+        tensorboard: Whether to log to TensorBoard beside those, in `output_dir`.
 
     Raises:
         RuntimeError: If more processes were asked for than were started.
@@ -159,8 +158,7 @@ def _check_process_count(started: int) -> None:
 
 
 class Log:
-    """
-    Appends one JSON line a step to `output_dir/log.jsonl`, and to the trackers of the accelerator.
+    """Appends one JSON line a step to `output_dir/log.jsonl`, and to the trackers of the accelerator.
 
     On resume the lines of steps that will be run again are dropped.
     """

@@ -13,21 +13,20 @@ def condition_use(
     velocity: torch.Tensor,
     generator: torch.Generator,
 ) -> dict[str, float]:
-    """
-    Swap the compound and compare.
+    """Swap the compound and compare.
 
     Unscaled fingerprints can make a network ignore the compound, with a loss that looks fine. With one compound only,
     the swap is to "no compound" (unconditional).
 
     Args:
-        model (`torch.nn.Module`): A velocity network as [`CellFluxUNet2DModel`].
-        sample (`torch.Tensor` of shape `(N, C, H, W)`), time (`torch.Tensor` of shape `(N,)`): Points on the paths.
-        condition (`torch.Tensor` of shape `(N, D)`): The true conditions.
-        velocity (`torch.Tensor` of shape `(N, C, H, W)`): The true velocities.
+        model: A velocity network as [`CellFluxUNet2DModel`].
+        sample, time: `(N, C, H, W)` and `(N,)`; points on the paths.
+        condition: `(N, D)`; the true conditions.
+        velocity: `(N, C, H, W)`; the true velocities.
 
     Returns:
-        `dict`: `swapped_cosine`, the mean cosine between the velocities under the true and a swapped compound (1: the
-        compound is ignored), and `swapped_loss_increase`, by what share the squared error grows (0: ignored).
+        `swapped_cosine`, the mean cosine between the velocities under the true and a swapped compound (1: the compound
+        is ignored), and `swapped_loss_increase`, by what share the squared error grows (0: ignored).
     """
     order = torch.randperm(len(condition), generator=generator).to(condition.device)
     changed = (condition[order] != condition).any(dim=1)

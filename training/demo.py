@@ -76,8 +76,7 @@ def stage_arguments(cls: type[T], section: str, args: DemoArguments, config: str
 
 
 def claim_output_dir(args: DemoArguments, config: str) -> None:
-    """
-    Mark the folder as this demo's, so that an interrupted run can go on and another one is not mixed with it.
+    """Mark the folder as this demo's, so that an interrupted run can go on and another one is not mixed with it.
 
     Raises:
         FileExistsError: If the folder holds a demo with other settings.
@@ -131,8 +130,7 @@ class HeldOut:
 
 
 def held_out_cells(pairs: ControlTreatedPairs, count: int, seed: int) -> HeldOut:
-    """
-    Split the treated cells of the held-out plates into a row of the table and the reference it is compared with.
+    """Split the treated cells of the held-out plates into a row of the table and the reference it is compared with.
 
     Raises:
         ValueError: If there are too few treated cells for both.

@@ -19,8 +19,7 @@ CONFIGS = files("cellfluxrl.training") / "configs"
 
 @dataclass
 class DemoArguments(SharedArguments):
-    """
-    The whole chain: data, base, classifiers, rewards, post-training, evaluation, report.
+    """The whole chain: data, base, classifiers, rewards, post-training, evaluation, report.
 
     Without --data_dir the cells are simulated, and the base is the one that ships with the package; with it they are
     real BBBC021 crops, one PLATE.npz a plate. Ends with a table, PNG grids and report.html in --output_dir, and a

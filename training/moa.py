@@ -41,14 +41,14 @@ SHIFT = 1 / 12
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """
-    Vary what says nothing about the mechanism: orientation, position, focus, and a plate's gain, background and noise.
+    """Vary what says nothing about the mechanism: orientation, position, focus, and a plate's gain, background and
+    noise.
 
     Generated images are smoother than photographs; blur and noise keep that from changing their probabilities.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, H)`): Images in [-1, 1].
-        generator (`torch.Generator`): What all draws come from.
+        images: `(N, C, H, H)`; images in [-1, 1].
+        generator: What all draws come from.
     """
     images = random_shift(random_dihedral(images, generator), generator)
     count, channels = images.shape[:2]
@@ -73,16 +73,15 @@ def random_shift(images: torch.Tensor, generator: torch.Generator) -> torch.Tens
 
 
 def calibration_plate(cells: pd.DataFrame) -> str | None:
-    """
-    The plate to calibrate on: of those that can be spared, the one with most MoAs, then the one with fewest cells.
+    """The plate to calibrate on: of those that can be spared, the one with most MoAs, then the one with fewest cells.
 
     A plate can be spared if it has at least two MoAs and each of them occurs on another plate too.
 
     Args:
-        cells (`pandas.DataFrame`): `plate` and `moa` of each training cell.
+        cells: `plate` and `moa` of each training cell.
 
     Returns:
-        `str`, *optional*: Its name, `None` if no plate can be spared.
+        Its name, `None` if no plate can be spared.
     """
     counts = pd.crosstab(cells["plate"], cells["moa"])
     present = counts > 0
@@ -93,17 +92,16 @@ def calibration_plate(cells: pd.DataFrame) -> str | None:
 
 
 def calibration_split(cells: datasets.Dataset, share: float, seed: int) -> tuple[torch.Tensor, torch.Tensor, str]:
-    """
-    Split training cells into those to train on and those to calibrate on.
+    """Split training cells into those to train on and those to calibrate on.
 
     Args:
-        cells (`datasets.Dataset`): Rows of the cell schema.
-        share (`float`): Share of each MoA's cells that is kept for calibration if no plate can be spared
+        cells: Rows of the cell schema.
+        share: Share of each MoA's cells that is kept for calibration if no plate can be spared
             ([`calibration_plate`]); with a warning, because cells of the same plates make calibration look better.
-        seed (`int`): Which cells these are.
+        seed: Which cells these are.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor, str]`: Rows to train on, rows to calibrate on, and what the latter are.
+        Rows to train on, rows to calibrate on, and what the latter are.
 
     Raises:
         ValueError: If `share` is not between 0 and 1, or every MoA has a single cell.
@@ -155,16 +153,15 @@ def held_out_metrics(classifier: MoAClassifier, cells: datasets.Dataset) -> dict
 
 
 def classification_metrics(logits: torch.Tensor, labels: torch.Tensor, temperature: float) -> dict[str, Any]:
-    """
-    Accuracy, balanced accuracy and expected calibration error, the last also before calibration.
+    """Accuracy, balanced accuracy and expected calibration error, the last also before calibration.
 
     Args:
-        logits (`torch.Tensor` of shape `(N, K)`): Calibrated logits.
-        labels (`torch.Tensor` of shape `(N,)`): True classes.
-        temperature (`float`): What the logits have been divided by.
+        logits: `(N, K)`; calibrated logits.
+        labels: `(N,)`; true classes.
+        temperature: What the logits have been divided by.
 
     Returns:
-        `dict`: The metrics, their bootstrap `standard_errors` by name, and the number of `cells`.
+        The metrics, their bootstrap `standard_errors` by name, and the number of `cells`.
     """
     probabilities, uncalibrated = logits.softmax(dim=1), (logits * temperature).softmax(dim=1)
     correct = (probabilities.argmax(dim=1) == labels).float()

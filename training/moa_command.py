@@ -12,8 +12,7 @@ from cellfluxrl.hub.arguments import HubArguments
 
 @dataclass
 class MoAArguments(HubArguments):
-    """
-    Train a classifier of the mechanism of action, calibrate it, and report its accuracy and calibration.
+    """Train a classifier of the mechanism of action, calibrate it, and report its accuracy and calibration.
 
     Calibration takes a training plate that the network does not see; the report takes the test plates. Writes the
     classifier (MoAClassifier.from_pretrained loads it), metrics.json and log.jsonl.

@@ -76,13 +76,12 @@ FEW_RUNS = 3  # more of them hide each other's spread
 
 @dataclass
 class Run:
-    """
-    One run of post-training.
+    """One run of post-training.
 
     Args:
-        label (`str`): Its folder's name, within the sweep.
-        log (`list[dict]`): Parsed lines of its log.jsonl.
-        real (`dict[str, Estimate]`): The rewards of real cells, if they are known.
+        label: Its folder's name, within the sweep.
+        log: Parsed lines of its log.jsonl.
+        real: The rewards of real cells, if they are known.
     """
 
     label: str
@@ -126,8 +125,7 @@ def _mean_and_error(values: Sequence[float]) -> Estimate:
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
-    """
-    The runs in these folders, or below them; logs without rewards, as those of pretraining, are passed over.
+    """The runs in these folders, or below them; logs without rewards, as those of pretraining, are passed over.
 
     Raises:
         ValueError: If a folder has none, or two runs have one label.
@@ -352,11 +350,10 @@ def optimized_reward(label: str, names: Sequence[str]) -> str | None:
 
 
 def ablation(runs: Sequence[Run], results: Mapping[str, Row]) -> dict[str, Row]:
-    """
-    By the optimised reward, the change of each reward: against the base's row, or from the start of the logs.
+    """By the optimised reward, the change of each reward: against the base's row, or from the start of the logs.
 
     Returns:
-        `dict[str, Row]`: Rows and columns in the order of the evaluation table; empty without such runs.
+        Rows and columns in the order of the evaluation table; empty without such runs.
     """
     names = list(dict.fromkeys((*REWARD_COLUMNS, *_reward_names(runs))))  # a run may log what it optimises only
     changes: dict[str, Row] = {}
@@ -415,14 +412,13 @@ def draw_ablation(path: Path, changes: Mapping[str, Row]) -> None:
 
 @dataclass(frozen=True)
 class SweepPoint:
-    """
-    The runs of one label, over their seeds.
+    """The runs of one label, over their seeds.
 
     Args:
-        series (`str`): The label without its KL weight.
-        kl_weight (`float`, *optional*): As in the label ("energy_kl0.1"), or as last logged.
-        distance (`Estimate`): To the base, over the last tenth of the run.
-        row (`Row`): Of the evaluation table.
+        series: The label without its KL weight.
+        kl_weight: As in the label ("energy_kl0.1"), or as last logged.
+        distance: To the base, over the last tenth of the run.
+        row: Of the evaluation table.
     """
 
     series: str
@@ -432,8 +428,7 @@ class SweepPoint:
 
 
 def sweep(runs: Sequence[Run], results: Mapping[str, Row]) -> list[SweepPoint]:
-    """
-    The points of runs that have a row in the results and a distance to the base, by series and KL weight.
+    """The points of runs that have a row in the results and a distance to the base, by series and KL weight.
 
     Runs of a single reward have a figure of their own, the ablation.
     """

@@ -122,8 +122,7 @@ def build_model(
 
 
 class Pretrainer:
-    """
-    Holds the network, the average of its weights, and the optimiser with its schedule.
+    """Holds the network, the average of its weights, and the optimiser with its schedule.
 
     Everything random is a function of (seed, step): [`state_tensors`] and the step are all that a resumed run needs to
     be the same run.

@@ -12,8 +12,7 @@ from cellfluxrl.hub.arguments import HubArguments
 
 @dataclass
 class PretrainArguments(HubArguments):
-    """
-    Pretrain the velocity network by flow matching from control to treated cells.
+    """Pretrain the velocity network by flow matching from control to treated cells.
 
     Writes a pipeline that CellFluxPipeline.from_pretrained loads (averaged weights), checkpoints, and log.jsonl.
 

@@ -50,8 +50,7 @@ def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
 
 
 def check_arguments(args: RLArguments) -> None:
-    """
-    Refuse what can be refused before anything is loaded.
+    """Refuse what can be refused before anything is loaded.
 
     Raises:
         ValueError: For a word that is not known, or a number that leaves nothing to do.
@@ -80,8 +79,7 @@ def weights_at(args: RLArguments, iteration: int, suite: RewardSuite) -> dict[st
 
 
 def check_fit(pairs: ControlTreatedPairs, pipeline: CellFluxPipeline, suite: RewardSuite) -> None:
-    """
-    See that data, pipeline and rewards are made for each other.
+    """See that data, pipeline and rewards are made for each other.
 
     Raises:
         ValueError: If their channels, MoAs or image sizes differ.
@@ -134,8 +132,7 @@ def reward_workers(
 
 
 def run(args: RLArguments, accelerator: Accelerator, trainer: RLTrainer, suite: RewardSuite, monitor: Monitor) -> None:
-    """
-    Run the iterations that are left.
+    """Run the iterations that are left.
 
     Raises:
         Interrupted: After Ctrl-C, when the running iteration is done and saved.

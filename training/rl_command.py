@@ -12,8 +12,7 @@ from cellfluxrl.hub.arguments import HubArguments
 
 @dataclass
 class RLArguments(HubArguments):
-    """
-    Post-train a pretrained pipeline with the biological rewards (DiffusionNFT, or another --objective).
+    """Post-train a pretrained pipeline with the biological rewards (DiffusionNFT, or another --objective).
 
     Needs a pipeline of `cellfluxrl pretrain` and a classifier of `cellfluxrl moa`, or a fitted reward suite. Writes a
     pipeline that CellFluxRLPipeline.from_pretrained loads (averaged weights), checkpoints, and log.jsonl. Ctrl-C saves

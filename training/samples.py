@@ -21,20 +21,19 @@ def save_sample_grid(
     path: str | Path,
     num_inference_steps: int = 4,
 ) -> Image.Image:
-    """
-    Sample from given starts, and write controls and samples below each other as a PNG.
+    """Sample from given starts, and write controls and samples below each other as a PNG.
 
     Same model and inputs, same picture: the model is put into evaluation mode for the while, nothing is drawn at
     random, and the random state of the process is left alone.
 
     Args:
-        model (`torch.nn.Module`): The velocity model; averaged weights show progress best.
-        scheduler ([`CellFluxFlowMatchScheduler`]): The solver.
-        controls (`torch.Tensor` of shape `(N, C, H, W)`): Control cells in [-1, 1], one a column.
-        conditions (`torch.Tensor` of shape `(N, D)`): Encoded compound of each.
-        noise (`torch.Tensor` of shape `(N, C, H, W)`, or `(K, N, C, H, W)`): Source noise; K rows of samples.
-        path (`str` or `Path`): Of the PNG file; its folder is made.
-        num_inference_steps (`int`, defaults to 4): Steps of the solver.
+        model: The velocity model; averaged weights show progress best.
+        scheduler: The solver.
+        controls: `(N, C, H, W)`; control cells in [-1, 1], one a column.
+        conditions: `(N, D)`; encoded compound of each.
+        noise: `(N, C, H, W)`, or `(K, N, C, H, W)`; source noise; K rows of samples.
+        path: Of the PNG file; its folder is made.
+        num_inference_steps: Steps of the solver.
 
     Raises:
         ValueError: If the noise does not belong to the controls.

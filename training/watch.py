@@ -21,11 +21,10 @@ GRID_CONTROLS, GRID_ROWS = 8, 3
 
 
 def real_moments(task: CellTask, suite: RewardSuite) -> dict[str, Moments]:
-    """
-    Mean and standard error of each reward, in the deviation form, over training cells of each condition's MoA.
+    """Mean and standard error of each reward, in the deviation form, over training cells of each condition's MoA.
 
     Returns:
-        `dict[str, Moments]`: For each reward and `"combined"`, moments of shape `(K,)` for the K conditions.
+        For each reward and `"combined"`, moments of shape `(K,)` for the K conditions.
     """
     pairs, names = task.pairs, list(dict.fromkeys(task.moas))
     mechanism = torch.tensor([names.index(name) for name in task.moas])

@@ -26,15 +26,13 @@ PLACE = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")
 
 @dataclass(frozen=True)
 class Controls:
-    """
-    Control images of one size.
+    """Control images of one size.
 
     Args:
-        rows (`pandas.DataFrame`): One row a control: `control` (its file, or its row in the data set),
-            `control_sha256` (of its pixels, shortened) and, of a data set, `control_plate`, `control_well`, ...
-        read (`Callable[[int], numpy.ndarray]`): Reads that of a row: `(C, H, W)`, float32 in [0, 1], the channels in
-            the network's order.
-        skipped (`list[str]`): What cannot be used, each with the reason.
+        rows: One row a control: `control` (its file, or its row in the data set), `control_sha256` (of its pixels,
+            shortened) and, of a data set, `control_plate`, `control_well`, ...
+        read: Reads that of a row: `(C, H, W)`, float32 in [0, 1], the channels in the network's order.
+        skipped: What cannot be used, each with the reason.
     """
 
     rows: pd.DataFrame
@@ -50,19 +48,17 @@ def open_controls(
     max_controls: int | None = None,
     image_size: tuple[int, int] | None = None,
 ) -> Controls:
-    """
-    Find the control images, and read each once.
+    """Find the control images, and read each once.
 
     Args:
-        name (`str`): A folder of images or a file, as [`images_of_files`] reads them; or a data set, as [`load_split`]
-            does, of which the cells with `is_control` are taken.
-        channel_names (`Sequence[str]`): The channels of the network, in order.
-        channels (`Sequence[str]`, *optional*): Those of the files, in order, if they are others; the network's are
-            taken by name. A data set names its own.
-        split (`str`, *optional*): Which part of a data set; `"test"` by default.
-        max_controls (`int`, *optional*): Take at most so many, evenly spread over all.
-        image_size (`tuple[int, int]`, *optional*): Height and width; by default those of the first control. Controls
-            of another size are skipped.
+        name: A folder of images or a file, as [`images_of_files`] reads them; or a data set, as [`load_split`] does,
+            of which the cells with `is_control` are taken.
+        channel_names: The channels of the network, in order.
+        channels: Those of the files, in order, if they are others; the network's are taken by name. A data set names
+            its own.
+        split: Which part of a data set; `"test"` by default.
+        max_controls: Take at most so many, evenly spread over all.
+        image_size: Height and width; by default those of the first control. Controls of another size are skipped.
 
     Raises:
         ValueError: If there are no controls, none can be used, or channels are missing.
@@ -96,8 +92,7 @@ def open_controls(
 
 
 def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
-    """
-    The same controls at the intensities of those of training ([`CellFluxPipeline.calibrate`]), plate by plate.
+    """The same controls at the intensities of those of training ([`CellFluxPipeline.calibrate`]), plate by plate.
 
     Images of files, which name no plate, are taken to be of one. Rows and digests stay as they are.
 

@@ -39,14 +39,13 @@ of each, in the order of these rows, and `provenance.json` tells the pipeline, i
 
 
 def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> None:
-    """
-    Write one image, in the format that the name of the file ends in.
+    """Write one image, in the format that the name of the file ends in.
 
     Args:
-        path (`Path`): `.tiff` (OME-TIFF, one plane a channel, with the names of the channels), `.png` (RGB: red is
-            the last channel, blue the first) or `.npy`.
-        image (`numpy.ndarray` of shape `(C, H, W)`): uint8.
-        channel_names (`Sequence[str]`): The channels, in order.
+        path: `.tiff` (OME-TIFF, one plane a channel, with the names of the channels), `.png` (RGB: red is the last
+            channel, blue the first) or `.npy`.
+        image: `(C, H, W)`; uint8.
+        channel_names: The channels, in order.
     """
     if path.suffix == ".npy":
         write_whole(path, lambda partial: np.save(partial, image, allow_pickle=False))
@@ -64,16 +63,15 @@ def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> 
 def write_dataset(
     folder: Path, batches: Iterable[tuple[pd.DataFrame, np.ndarray]], channel_names: Sequence[str]
 ) -> list[str]:
-    """
-    Write cells that `datasets.load_dataset(folder)` and `cellfluxrl rewards score folder` read, as split `test`.
+    """Write cells that `datasets.load_dataset(folder)` and `cellfluxrl rewards score folder` read, as split `test`.
 
     Args:
-        folder (`Path`): Gets `data/test/generated-00000.parquet`, ... and a card.
+        folder: Gets `data/test/generated-00000.parquet`, ... and a card.
         batches: Rows of the table of generated images, and their images of shape `(N, C, H, W)`, uint8.
-        channel_names (`Sequence[str]`): The channels, in order.
+        channel_names: The channels, in order.
 
     Returns:
-        `list[str]`: For each row the file it went to, relative to `folder`.
+        For each row the file it went to, relative to `folder`.
     """
     writer = None
     try:

@@ -42,8 +42,7 @@ PACKAGES = ("cellfluxrl", "torch", "diffusers", "numpy", "scikit-image", "scipy"
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """
-    Make the folder, and keep other processes from generating into it.
+    """Make the folder, and keep other processes from generating into it.
 
     Raises:
         ValueError: If another process does, or it is a file.
@@ -63,16 +62,15 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def take_up(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -> tuple[list[dict[str, Any]], bool]:
-    """
-    Find out how far a run has come.
+    """Find out how far a run has come.
 
     Args:
-        folder (`Path`): Where it writes.
-        provenance (`dict`): What its images follow from, as JSON gives it back.
-        overwrite (`bool`, defaults to `False`): Delete what an earlier run has left.
+        folder: Where it writes.
+        provenance: What its images follow from, as JSON gives it back.
+        overwrite: Delete what an earlier run has left.
 
     Returns:
-        `list[dict]`: Its earlier sessions; and `bool`: whether it is finished.
+        Its earlier sessions; and `bool`: whether it is finished.
 
     Raises:
         ValueError: If the folder holds images that were made otherwise, or anything else.
@@ -166,11 +164,11 @@ def _record(folder: Path, number: int) -> Path:
 def session(
     folder: Path, provenance: dict[str, Any], earlier: list[dict[str, Any]], device: str
 ) -> Iterator[dict[str, Any]]:
-    """
-    Write `provenance.json`, with the time, the device and the versions of packages of this session and earlier ones.
+    """Write `provenance.json`, with the time, the device and the versions of packages of this session and earlier
+    ones.
 
     Yields:
-        `dict`: The session's entry; `"images"` is to be counted up.
+        The session's entry; `"images"` is to be counted up.
     """
     own: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),

@@ -45,13 +45,13 @@ Job = tuple[int, int, int]  # control, treatment, sample
 class GenerationSettings:
     """
     Args:
-        num_per_control (`int`): Images of each control and treatment.
+        num_per_control: Images of each control and treatment.
         best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
-        seed (`int`): Decides the noise.
-        format (`str`): `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
-        batch_size (`int`): Images that are generated, written and recorded together, and that go through the network
-            at a time.
-        calibrate (`bool`): Whether the controls of each plate are brought to the intensities of those of training
+        seed: Decides the noise.
+        format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
+        batch_size: Images that are generated, written and recorded together, and that go through the network at a
+            time.
+        calibrate: Whether the controls of each plate are brought to the intensities of those of training
             ([`CellFluxPipeline.calibrate`]).
     """
 
@@ -84,25 +84,23 @@ class GenerationSettings:
 
 
 def image_seed(seed: int, control_sha256: str, treatment: Treatment, sample: int) -> int:
-    """
-    The seed of one image: a function of the run's seed, the control's pixels, the treatment and the sample alone.
+    """The seed of one image: a function of the run's seed, the control's pixels, the treatment and the sample alone.
 
     Returns:
-        `int`: At least 0, below 2^63.
+        At least 0, below 2^63.
     """
     counters = (int(control_sha256, 16), treatment.key, sample)
     return seeded_generator(seed, "generate", *counters).initial_seed()
 
 
 def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
-    """
-    The generators of an image's candidates.
+    """The generators of an image's candidates.
 
     With them, the image whose `seed`, `best_of_n` and compound are in `generated.parquet` comes out of one call again.
 
     Args:
-        seed (`int`): Of the image, see [`image_seed`].
-        count (`int`): `best_of_n`.
+        seed: Of the image, see [`image_seed`].
+        count: `best_of_n`.
 
     Example:
         >>> out = pipe(control, compound="taxol", generator=candidate_generators(seed, 1))         # doctest: +SKIP
@@ -120,23 +118,22 @@ def generate_images(
     origin: Mapping[str, Any],
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """
-    Generate every control under every treatment, into files.
+    """Generate every control under every treatment, into files.
 
     Each batch is recorded as soon as its images are written. The same call goes on after the last recorded batch, and
     what comes out is, on a CPU to the last bit, what one uninterrupted run gives.
 
     Args:
-        pipe ([`CellFluxRLPipeline`]): What generates.
-        controls ([`Controls`]): See [`open_controls`].
-        treatments (`Sequence[Treatment]`), conditions (`torch.Tensor`): See [`resolve_treatments`].
-        settings ([`GenerationSettings`]): What is generated, and how.
-        output_dir (`str` or `Path`): Where the files go.
-        origin (`Mapping[str, Any]`): Goes into `provenance.json` as it is: names of the pipeline and of the controls.
-        overwrite (`bool`, defaults to `False`): Delete what an earlier run has left there.
+        pipe: What generates.
+        controls: See [`open_controls`].
+        treatments, conditions: See [`resolve_treatments`].
+        settings: What is generated, and how.
+        output_dir: Where the files go.
+        origin: Goes into `provenance.json` as it is: names of the pipeline and of the controls.
+        overwrite: Delete what an earlier run has left there.
 
     Returns:
-        `pandas.DataFrame`: One row an image, as in `generated.parquet`.
+        One row an image, as in `generated.parquet`.
 
     Raises:
         ValueError: If the folder holds images that were made otherwise or other things, another process writes to it,

@@ -19,15 +19,14 @@ COLUMNS = ("compound", "concentration", "smiles", "moa")
 
 @dataclass(frozen=True)
 class Treatment:
-    """
-    One compound, at one concentration.
+    """One compound, at one concentration.
 
     Args:
-        compound (`str`): Its name.
-        concentration (`float`, *optional*): In uM.
-        smiles (`str`, *optional*): Its structure; needed for a compound that the pipeline does not know by name.
-        moa (`str`, *optional*): The mechanism of action that its images are scored for.
-        is_scored (`bool`, defaults to `False`): Whether the pipeline has rewards for that mechanism.
+        compound: Its name.
+        concentration: In uM.
+        smiles: Its structure; needed for a compound that the pipeline does not know by name.
+        moa: The mechanism of action that its images are scored for.
+        is_scored: Whether the pipeline has rewards for that mechanism.
     """
 
     compound: str
@@ -49,8 +48,7 @@ class Treatment:
 
 
 def parse_treatments(texts: Sequence[str]) -> list[Treatment]:
-    """
-    Read `NAME` or `NAME:CONCENTRATION`, the latter in uM.
+    """Read `NAME` or `NAME:CONCENTRATION`, the latter in uM.
 
     Raises:
         ValueError: If what follows the colon is no number, or there is no name.
@@ -72,8 +70,7 @@ def parse_treatments(texts: Sequence[str]) -> list[Treatment]:
 
 
 def read_treatments(path: str | Path) -> list[Treatment]:
-    """
-    Read a CSV file with the column `compound` and, where wanted, `concentration` (uM), `smiles` and `moa`.
+    """Read a CSV file with the column `compound` and, where wanted, `concentration` (uM), `smiles` and `moa`.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -101,12 +98,11 @@ def read_treatments(path: str | Path) -> list[Treatment]:
 def resolve_treatments(
     treatments: Sequence[Treatment], pipe: CellFluxRLPipeline
 ) -> tuple[list[Treatment], torch.Tensor]:
-    """
-    Look compounds up in the table of a pipeline, and encode them.
+    """Look compounds up in the table of a pipeline, and encode them.
 
     Args:
-        treatments (`Sequence[Treatment]`): As they were read. A SMILES that is given is used, whatever the name.
-        pipe ([`CellFluxRLPipeline`]): Whose network, compounds and rewards.
+        treatments: As they were read. A SMILES that is given is used, whatever the name.
+        pipe: Whose network, compounds and rewards.
 
     Returns:
         The treatments with their `smiles`, `moa` and `is_scored` filled in as far as they are known, and their

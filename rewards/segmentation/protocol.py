@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from typing import ClassVar, Protocol
@@ -14,6 +15,11 @@ from cellfluxrl.errors import unknown_name
 NUCLEUS_CHANNEL = "dna"
 ENTRY_POINTS = "cellfluxrl.segmenters"
 SEGMENTERS: dict[str, type] = {}
+SHIPPED = {  # each registers itself when it is imported, which takes a while
+    "cellpose": "cellfluxrl.rewards.segmentation.cellpose.segmenter",
+    "otsu": "cellfluxrl.rewards.segmentation.otsu",
+    "watershed": "cellfluxrl.rewards.segmentation.watershed",
+}
 
 
 @dataclass(frozen=True)
@@ -61,8 +67,7 @@ def check_images(images: np.ndarray, channel_names: tuple[str, ...]) -> None:
 
 
 def register_segmenter(segmenter: type) -> type:
-    """
-    Make a segmenter known by its `name`, so that suites can use, save and load it. Works as a decorator.
+    """Make a segmenter known by its `name`, so that suites can use, save and load it. Works as a decorator.
 
     A package that is installed beside this one can do without: an entry point of the group `cellfluxrl.segmenters`,
     named as the segmenter and pointing to its class, is found by itself.
@@ -116,10 +121,11 @@ def make_segmenter(name: str, **settings: object) -> Segmenter:
 
 
 def _segmenter_class(name: str) -> type:
-
+    if name in SHIPPED:
+        importlib.import_module(SHIPPED[name])
     if name in SEGMENTERS:
         return SEGMENTERS[name]
     plugins = {point.name: point for point in entry_points(group=ENTRY_POINTS)}
     if name not in plugins:
-        raise unknown_name("segmenter", name, [*SEGMENTERS, *plugins])
+        raise unknown_name("segmenter", name, sorted({*SHIPPED, *SEGMENTERS, *plugins}))
     return register_segmenter(plugins[name].load())

@@ -1,5 +1,4 @@
-"""
-Command lines: parsers with examples and one-line errors, and options from dataclasses with a YAML file behind them.
+"""Command lines: parsers with examples and one-line errors, and options from dataclasses with a YAML file behind them.
 
 Nothing here imports torch, so that `--help`, completion and the report of a mistake take no time.
 """
@@ -58,13 +57,12 @@ T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """
-    The parser of one command: examples at the end of its help, a mistake told in one line with the nearest option.
+    """The parser of one command: examples at the end of its help, a mistake told in one line with the nearest option.
 
     Args:
-        prog (`str`): As it is called, e.g. `"cellfluxrl data info"`.
-        text (`str`): What the command does. What follows a line `Examples:` is put at the end of the help.
-        usage (`str`, *optional*): The first line of the help; by default it names every option.
+        prog: As it is called, e.g. `"cellfluxrl data info"`.
+        text: What the command does. What follows a line `Examples:` is put at the end of the help.
+        usage: The first line of the help; by default it names every option.
     """
 
     def __init__(self, prog: str | None, text: str, usage: str | None = None):
@@ -115,8 +113,7 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_subcommand(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]) -> None:
-    """
-    Run one of the commands of a group such as `cellfluxrl data`; without any, or with `--help`, list them.
+    """Run one of the commands of a group such as `cellfluxrl data`; without any, or with `--help`, list them.
 
     Raises:
         ValueError: For a command that is not there, with the nearest one.
@@ -156,8 +153,8 @@ def argument_parser(cls: type, prog: str | None, text: str) -> CommandParser:
 def parse_arguments(
     cls: type[T], section: str, description: str, argv: Sequence[str] | None = None, prog: str | None = None
 ) -> T:
-    """
-    Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of precedence.
+    """Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of
+    precedence.
 
     In the YAML file the fields of [`SharedArguments`] stand at the top level, those of a script in a section named
     `data`, `pretrain`, `moa`, `rl` or `demo`, so that one file serves all scripts.

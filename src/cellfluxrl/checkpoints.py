@@ -19,15 +19,14 @@ PATTERN = re.compile(r"checkpoint-(\d+)")
 def save_checkpoint(
     output_dir: str | Path, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
 ) -> Path:
-    """
-    Write `output_dir/checkpoint-STEP` and drop all but the last `keep`.
+    """Write `output_dir/checkpoint-STEP` and drop all but the last `keep`.
 
     The folder is written under another name and renamed when complete: a killed process or a full disk leaves the
     checkpoints before it as they were.
 
     Args:
-        tensors (`Mapping[str, dict[str, torch.Tensor]]`): One safetensors file for each entry.
-        state (`dict`): Everything else, as JSON.
+        tensors: One safetensors file for each entry.
+        state: Everything else, as JSON.
     """
     output_dir = Path(output_dir)
     final = output_dir / f"checkpoint-{step}"
@@ -71,8 +70,7 @@ def list_checkpoints(output_dir: str | Path) -> list[Path]:
 
 
 def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) -> Path | None:
-    """
-    The checkpoint to resume from: `None` for a new run, `"latest"` (also `None` if there is none yet), or a folder.
+    """The checkpoint to resume from: `None` for a new run, `"latest"` (also `None` if there is none yet), or a folder.
 
     Raises:
         FileExistsError: If a new run would replace the checkpoints and the log of an earlier one.

@@ -30,18 +30,17 @@ CELL_COLOR = (255, 221, 51)
 def outlined(
     images: torch.Tensor, nuclei: np.ndarray | None = None, cells: np.ndarray | None = None, scale: int = 3
 ) -> np.ndarray:
-    """
-    Show crops in colour, enlarged, with the outlines of their nuclei (white) and cells (yellow).
+    """Show crops in colour, enlarged, with the outlines of their nuclei (white) and cells (yellow).
 
     Pixels become squares of `scale` x `scale`. An outline is one display pixel wide and lies inside its object, so
     that the outlines of touching cells run side by side.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1]; the first channel is shown in blue, the second in
-            green, the third in red (DNA, tubulin and actin of BBBC021), a single one in gray.
-        nuclei (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the nuclei, 0 is background.
-        cells (`np.ndarray` of shape `(N, H, W)`, *optional*): Labels of the cells, 0 is background.
-        scale (`int`, defaults to 3): Display pixels per pixel.
+        images: `(N, C, H, W)`; in [-1, 1]; the first channel is shown in blue, the second in green, the third in red
+            (DNA, tubulin and actin of BBBC021), a single one in gray.
+        nuclei: `(N, H, W)`; labels of the nuclei, 0 is background.
+        cells: `(N, H, W)`; labels of the cells, 0 is background.
+        scale: Display pixels per pixel.
 
     Returns:
         `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
@@ -87,18 +86,17 @@ TITLE_CHARACTERS = 14  # longer titles are broken into lines
 def image_grid(
     rows: Mapping[str, np.ndarray], path: str | Path, headers: Mapping[int, str] | None = None
 ) -> Image.Image:
-    """
-    Put labelled rows of pictures below each other, and write a PNG.
+    """Put labelled rows of pictures below each other, and write a PNG.
 
     Args:
-        rows (`Mapping[str, np.ndarray]`): By the row's title, N pictures of shape `(N, H, W, 3)`, uint8 RGB, as
-            [`outlined`] makes them; the same shape for every row.
-        path (`str` or `Path`): Of the PNG file.
-        headers (`Mapping[int, str]`, *optional*): What stands above the grid, by the column where it begins; a line
-            separates it from the columns before.
+        rows: By the row's title, N pictures of shape `(N, H, W, 3)`, uint8 RGB, as [`outlined`] makes them; the same
+            shape for every row.
+        path: Of the PNG file.
+        headers: What stands above the grid, by the column where it begins; a line separates it from the columns
+            before.
 
     Returns:
-        `PIL.Image.Image`: What was written.
+        What was written.
 
     Raises:
         ValueError: If there are no pictures, or the rows do not fit below each other.
@@ -166,16 +164,15 @@ TEXT_COLOR = "#333333"
 def training_curves(
     path: str | Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str] = RL_KEYS
 ) -> None:
-    """
-    Draw what was logged during training, one small panel per key, one colour per run, and write a PNG.
+    """Draw what was logged during training, one small panel per key, one colour per run, and write a PNG.
 
     The faint line is what was logged, the bold one its mean over a tenth of the run around each step.
 
     Args:
-        path (`str` or `Path`): Of the PNG file.
-        curves (`Mapping[str, Sequence[Mapping]]`): By the run's name, the parsed lines of its `log.jsonl`. Lines
-            that lack a key are passed over in that key's panel: a run need not log everything at every step.
-        keys (`Sequence[str]`, defaults to what to look at in RL): The values to draw against `"step"`.
+        path: Of the PNG file.
+        curves: By the run's name, the parsed lines of its `log.jsonl`. Lines that lack a key are passed over in that
+            key's panel: a run need not log everything at every step.
+        keys: The values to draw against `"step"`.
 
     Raises:
         ValueError: If no line of any run has one of the keys.
@@ -217,15 +214,12 @@ def best_of_n_curve(
     curves: Mapping[str, Mapping[int, tuple[float, float]]],
     real: tuple[float, float] | None = None,
 ) -> None:
-    """
-    Draw the mean combined reward of the best of N candidates against N, one line per model, and write a PNG.
+    """Draw the mean combined reward of the best of N candidates against N, one line per model, and write a PNG.
 
     Args:
-        path (`str` or `Path`): Of the PNG file.
-        curves (`Mapping[str, Mapping[int, tuple[float, float]]]`): By the model's name and N, the mean and its
-            standard error.
-        real (`tuple[float, float]`, *optional*): Mean and standard error of real cells, drawn as a level that says
-            where more reward stops being biology.
+        path: Of the PNG file.
+        curves: By the model's name and N, the mean and its standard error.
+        real: Mean and standard error of real cells, drawn as a level that says where more reward stops being biology.
 
     Example:
         >>> base = {1: (3.34, 0.05), 2: (3.60, 0.04), 4: (3.75, 0.03)}

@@ -8,12 +8,11 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """
-    Build the `__getattr__` and `__dir__` of a package (PEP 562).
+    """Build the `__getattr__` and `__dir__` of a package (PEP 562).
 
     Args:
-        package (`str`): Its `__name__`.
-        modules (`Mapping[str, str]`): The module of each public name.
+        package: Its `__name__`.
+        modules: The module of each public name.
 
     Example:
         >>> get, names = lazy_names("shapes", {"sqrt": "math", "pi": "math"})

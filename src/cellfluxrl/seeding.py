@@ -13,9 +13,9 @@ def seeded_generator(seed: int, purpose: str, *counters: int) -> torch.Generator
     """Return a CPU generator that depends on `seed`, `purpose` and `counters` alone.
 
     Args:
-        seed (`int`): The seed of the run, not negative.
-        purpose (`str`): What is drawn, for example `"rollouts"`; different purposes are independent.
-        counters (`int`): For example the iteration, then the index of the sample.
+        seed: The seed of the run, not negative.
+        purpose: What is drawn, for example `"rollouts"`; different purposes are independent.
+        counters: For example the iteration, then the index of the sample.
 
     Example:
         >>> a = torch.rand(1, generator=seeded_generator(0, "noise", 3))

@@ -20,15 +20,14 @@ GAP, NARROWEST = "  ", 16
 
 
 def text_table(table: pd.DataFrame, width: int | None = None) -> str:
-    """
-    Write a table as text: text to the left, numbers to the right, no line longer than the terminal.
+    """Write a table as text: text to the left, numbers to the right, no line longer than the terminal.
 
     Columns that do not fit go below the others, with the first column repeated; a text too long for a line of its own
     is wrapped.
 
     Args:
-        table (`pandas.DataFrame`): Without its index.
-        width (`int`, *optional*): Characters in a line; by default the terminal's, and unlimited in a file or a pipe.
+        table: Without its index.
+        width: Characters in a line; by default the terminal's, and unlimited in a file or a pipe.
 
     Example:
         >>> import pandas as pd
@@ -81,8 +80,7 @@ def _lines(block: Sequence[list[list[str]]]) -> list[str]:
 
 
 def print_json(result: Mapping[str, Any]) -> None:
-    """
-    Print a result as one JSON object; what is not a finite number is `null`.
+    """Print a result as one JSON object; what is not a finite number is `null`.
 
     Example:
         >>> print_json({"accuracy": 0.5, "saved": [Path("runs/moa")], "error": float("nan")})

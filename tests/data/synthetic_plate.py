@@ -38,8 +38,7 @@ SATURATION = 4095
 
 @dataclass(frozen=True)
 class SyntheticPlate:
-    """
-    A plate on disk and what is true about it.
+    """A plate on disk and what is true about it.
 
     Attributes:
         archive: the ZIP, `BBBC021_v1_images_PLATE.zip`.
@@ -100,8 +99,7 @@ def _guid(random: np.random.Generator) -> str:
 def write_tables(
     folder: Path, rows: pd.DataFrame, moa_rows: Sequence[tuple[str, float, str]] | None = None
 ) -> dict[str, Path]:
-    """
-    Write `BBBC021_v1_image.csv`, `BBBC021_v1_moa.csv` and `BBBC021_v1_compound.csv` as published.
+    """Write `BBBC021_v1_image.csv`, `BBBC021_v1_moa.csv` and `BBBC021_v1_compound.csv` as published.
 
     Args:
         rows: of one or several plates, see `published_rows`.
@@ -142,8 +140,7 @@ def write_plate(
     cells_per_field: float = 50,
     seed: int = 0,
 ) -> SyntheticPlate:
-    """
-    Render the fields of one plate and write them as the published ZIP.
+    """Render the fields of one plate and write them as the published ZIP.
 
     Args:
         rows: of one plate, in the published columns; see `published_rows`. Compounds without a known mechanism of

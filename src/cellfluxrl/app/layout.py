@@ -68,12 +68,11 @@ LOGO = (
 
 
 def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
-    """
-    Build the page.
+    """Build the page.
 
     Args:
-        models ([`Models`]): What generates.
-        controls (`str`, *optional*): Folder or data set of the controls to start with; by default simulated ones.
+        models: What generates.
+        controls: Folder or data set of the controls to start with; by default simulated ones.
 
     Raises:
         ValueError: If none of `controls` can be used.
@@ -145,18 +144,17 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
 def launch(
     app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, wait: bool = True
 ) -> str:
-    """
-    Serve the page.
+    """Serve the page.
 
     Args:
-        app (`gr.Blocks`): See [`build_app`].
-        host (`str`, defaults to `"127.0.0.1"`): Address to listen on; `"0.0.0.0"` for all.
-        port (`int`, *optional*): By default the first free one from 7860.
-        browser (`bool`, defaults to `False`): Open the page in a browser.
-        wait (`bool`, defaults to `True`): Return only when the process is interrupted.
+        app: See [`build_app`].
+        host: Address to listen on; `"0.0.0.0"` for all.
+        port: By default the first free one from 7860.
+        browser: Open the page in a browser.
+        wait: Return only when the process is interrupted.
 
     Returns:
-        `str`: The address of the page.
+        The address of the page.
     """
     theme = gr.themes.Default(
         primary_hue="blue", neutral_hue="gray", font=FONTS, font_mono=("ui-monospace", "monospace"), radius_size="md"

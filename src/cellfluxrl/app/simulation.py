@@ -43,15 +43,13 @@ TIMES = tuple(k / 20 for k in range(21))  # of the trajectory
 
 @dataclass(frozen=True)
 class Models:
-    """
-    What the app generates with.
+    """What the app generates with.
 
     Args:
-        pipe ([`CellFluxRLPipeline`]): The pipeline; it may have no rewards.
-        pipe_name (`str`): Its folder, or its name on the Hub.
-        base ([`CellFluxRLPipeline`], *optional*): What it was post-trained from, with the rewards of `pipe`, so that
-            both choose and are scored alike.
-        base_name (`str`, *optional*): Its folder or name.
+        pipe: The pipeline; it may have no rewards.
+        pipe_name: Its folder, or its name on the Hub.
+        base: What it was post-trained from, with the rewards of `pipe`, so that both choose and are scored alike.
+        base_name: Its folder or name.
     """
 
     pipe: CellFluxRLPipeline
@@ -82,14 +80,13 @@ class Models:
 
 
 def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool = False) -> Models:
-    """
-    Load what the app generates with.
+    """Load what the app generates with.
 
     Args:
-        pipeline (`str`, *optional*): Folder, or `"org/name"` on the Hub. By default the demo's, `runs/demo/pipeline`,
-            or where there is none the base that ships with the package.
-        base (`str`, *optional*): Likewise; by default the one that the demo's pipeline was post-trained from.
-        cpu (`bool`, defaults to `False`): Stay on the CPU even where a GPU is found.
+        pipeline: Folder, or `"org/name"` on the Hub. By default the demo's, `runs/demo/pipeline`, or where there is
+            none the base that ships with the package.
+        base: Likewise; by default the one that the demo's pipeline was post-trained from.
+        cpu: Stay on the CPU even where a GPU is found.
 
     Raises:
         ValueError: If there is no such pipeline, or the base is not for the same images and compounds.
@@ -150,12 +147,11 @@ def _check_base(base: CellFluxRLPipeline, name: str, pipe: CellFluxRLPipeline) -
 
 @dataclass(frozen=True)
 class ControlChoices:
-    """
-    Control cells of which one is chosen.
+    """Control cells of which one is chosen.
 
     Args:
-        images (`numpy.ndarray` of shape `(N, C, H, W)`): float32 in [0, 1], channels in the network's order.
-        names (`list[str]`): What each is called.
+        images: `(N, C, H, W)`; float32 in [0, 1], channels in the network's order.
+        names: What each is called.
     """
 
     images: np.ndarray
@@ -163,12 +159,11 @@ class ControlChoices:
 
 
 def example_controls(models: Models, controls: str | None = None) -> ControlChoices | None:
-    """
-    Controls to start with: of a folder or data set, or simulated ones for a network of their channels.
+    """Controls to start with: of a folder or data set, or simulated ones for a network of their channels.
 
     Args:
-        models ([`Models`]): Whose channels and image size.
-        controls (`str`, *optional*): As [`open_controls`] takes them.
+        models: Whose channels and image size.
+        controls: As [`open_controls`] takes them.
 
     Returns:
         [`ControlChoices`], or `None` where no control can be simulated.
@@ -190,17 +185,16 @@ def example_controls(models: Models, controls: str | None = None) -> ControlChoi
 
 
 def read_controls(path: str | Path, models: Models, channels: str = "") -> ControlChoices:
-    """
-    Read and check the controls of an uploaded file.
+    """Read and check the controls of an uploaded file.
 
     Args:
-        path (`str` or `Path`): A PNG, TIFF, `.npy` or `.npz`, as [`images_of_files`] reads them.
-        models ([`Models`]): Whose channels and image size are needed.
-        channels (`str`, defaults to `""`): The channels of the file, in order, with commas between them, where they
-            are others than the network's.
+        path: A PNG, TIFF, `.npy` or `.npz`, as [`images_of_files`] reads them.
+        models: Whose channels and image size are needed.
+        channels: The channels of the file, in order, with commas between them, where they are others than the
+            network's.
 
     Returns:
-        [`ControlChoices`]: All images of the file, `EXAMPLES` at most.
+        All images of the file, `EXAMPLES` at most.
 
     Raises:
         ValueError: If the file cannot be used; says why, for somebody who has never seen the code.
@@ -260,8 +254,7 @@ def compound_choices(models: Models) -> list[tuple[str, str]]:
 
 
 def check_smiles(smiles: str, models: Models) -> str | None:
-    """
-    See that a structure can be read.
+    """See that a structure can be read.
 
     Returns:
         The name of the known compound that it is, or `None`.
@@ -319,17 +312,16 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Row:
-    """
-    Cells that one pipeline has generated, or the control.
+    """Cells that one pipeline has generated, or the control.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1].
-        masks ([`Masks`], *optional*): Their nuclei and cells, where there is something to find them with.
-        trajectory (`torch.Tensor` of shape `(T, N, C, H, W)`, *optional*): At `TIMES`.
-        measured ([`Measured`], *optional*): What the rewards see in them.
-        rewards (`dict[str, torch.Tensor]`, *optional*): Each reward and `"combined"`, of shape `(N,)`.
-        within_range (`torch.Tensor` of shape `(N,)`, *optional*): Whether each is within the range of real cells.
-        selected (`torch.Tensor` of shape `(N,)`, *optional*): Which of its candidates each is.
+        images: `(N, C, H, W)`; in [-1, 1].
+        masks: Their nuclei and cells, where there is something to find them with.
+        trajectory: `(T, N, C, H, W)`; at `TIMES`.
+        measured: What the rewards see in them.
+        rewards: Each reward and `"combined"`, of shape `(N,)`.
+        within_range: `(N,)`; whether each is within the range of real cells.
+        selected: `(N,)`; which of its candidates each is.
     """
 
     images: torch.Tensor
@@ -343,15 +335,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """
-    Everything about one generation.
+    """Everything about one generation.
 
     Args:
-        control ([`Row`]): The one control.
-        rows (`dict[str, Row]`): What was generated of it, by the titles of [`Models.rows`].
-        treatment ([`Treatment`]): What the cells are treated with, with all that is known of it.
-        sampling ([`Sampling`]): How many images were generated, and how.
-        control_name (`str`): What the control is called.
+        control: The one control.
+        rows: What was generated of it, by the titles of [`Models.rows`].
+        treatment: What the cells are treated with, with all that is known of it.
+        sampling: How many images were generated, and how.
+        control_name: What the control is called.
     """
 
     control: Row
@@ -374,16 +365,15 @@ def generate(
     sampling: Sampling,
     on_progress: Callable[[float], None] = lambda share: None,
 ) -> Result:
-    """
-    Generate treated cells with every pipeline, from the same noise, and measure them.
+    """Generate treated cells with every pipeline, from the same noise, and measure them.
 
     Args:
-        models ([`Models`]): The pipelines.
-        control (`numpy.ndarray` of shape `(C, H, W)`): In [0, 1].
-        control_name (`str`): What it is called.
-        treatment ([`Treatment`]): A compound by name, or `PASTED_NAME` with a `smiles` and, if wanted, a `moa`.
-        sampling ([`Sampling`]): How many images, and how.
-        on_progress (`Callable[[float], None]`, *optional*): Called with the share of the work that is done.
+        models: The pipelines.
+        control: `(C, H, W)`; in [0, 1].
+        control_name: What it is called.
+        treatment: A compound by name, or `PASTED_NAME` with a `smiles` and, if wanted, a `moa`.
+        sampling: How many images, and how.
+        on_progress: Called with the share of the work that is done.
 
     Raises:
         ValueError: For a compound, dose or choice that the pipeline cannot serve; says what to do.
@@ -480,15 +470,13 @@ def _resolve(models: Models, treatment: Treatment) -> tuple[Treatment, torch.Ten
 
 @dataclass(frozen=True)
 class Statistic:
-    """
-    One statistic of real cells of a mechanism, and of the generated ones.
+    """One statistic of real cells of a mechanism, and of the generated ones.
 
     Args:
-        name (`str`): As in [`RewardSuite.statistic_names`].
-        real (`numpy.ndarray` of shape `(400,)`): Of real cells.
-        low, high (`float`): What 95 % of them lie between.
-        values (`dict[str, numpy.ndarray]`): Of the cells of each row, and of `"Control"`; NaN where there is nothing
-            to measure.
+        name: As in [`RewardSuite.statistic_names`].
+        real: `(400,)`; of real cells.
+        low, high: What 95 % of them lie between.
+        values: Of the cells of each row, and of `"Control"`; NaN where there is nothing to measure.
     """
 
     name: str

@@ -106,14 +106,13 @@ def pictures(
     channel: str = ALL_CHANNELS,
     masks: Masks | None = None,
 ) -> np.ndarray:
-    """
-    Show images in colour (actin red, tubulin green, DNA blue) or one channel in grey, enlarged into squares.
+    """Show images in colour (actin red, tubulin green, DNA blue) or one channel in grey, enlarged into squares.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1].
-        channel_names (`Sequence[str]`): The channels, in order.
-        channel (`str`, defaults to all of them): The one that is shown.
-        masks ([`Masks`], *optional*): Whose outlines are drawn: nuclei white, cells yellow.
+        images: `(N, C, H, W)`; in [-1, 1].
+        channel_names: The channels, in order.
+        channel: The one that is shown.
+        masks: Whose outlines are drawn: nuclei white, cells yellow.
 
     Returns:
         `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
@@ -154,15 +153,14 @@ def _channel_caption(channel: str, channel_names: Sequence[str]) -> str:
 
 
 def cells_html(result: Result, channel_names: Sequence[str], channel: str, with_outlines: bool, frame: int) -> str:
-    """
-    The control above the cells that each pipeline has generated of it, at one time of the way.
+    """The control above the cells that each pipeline has generated of it, at one time of the way.
 
     Args:
-        result ([`Result`]): What to show.
-        channel_names (`Sequence[str]`): The channels, in order.
-        channel (`str`): The one to show, or `ALL_CHANNELS`.
-        with_outlines (`bool`): Whether to outline nuclei and cells; only the ends of the way have them.
-        frame (`int`): Which of `TIMES`; the last shows the generated images.
+        result: What to show.
+        channel_names: The channels, in order.
+        channel: The one to show, or `ALL_CHANNELS`.
+        with_outlines: Whether to outline nuclei and cells; only the ends of the way have them.
+        frame: Which of `TIMES`; the last shows the generated images.
     """
     is_end = frame == len(TIMES) - 1
     control = _row_html("Control", result.control, channel_names, channel, with_outlines, None, result.control_name)
@@ -410,12 +408,11 @@ def rewards_html(models: Models, result: Result) -> str:
 
 
 def scores_table(models: Models, result: Result) -> pd.DataFrame:
-    """
-    One line an image, the control and the means of real cells included.
+    """One line an image, the control and the means of real cells included.
 
     Returns:
-        `pandas.DataFrame`: Where an image is from (`source`, `image`), how it was made, and where it was scored its
-        rewards (`reward_NAME` and `combined`), statistics (as they are measured) and `within_range`.
+        Where an image is from (`source`, `image`), how it was made, and where it was scored its rewards (`reward_NAME`
+        and `combined`), statistics (as they are measured) and `within_range`.
     """
     treatment, sampling = result.treatment, result.sampling
     shared = {
@@ -454,8 +451,7 @@ def _reward_column(name: str) -> str:
 
 
 def write_downloads(models: Models, result: Result, folder: Path) -> tuple[Path, Path, Path]:
-    """
-    Write what can be downloaded of a result.
+    """Write what can be downloaded of a result.
 
     Returns:
         A ZIP of OME-TIFFs (the images as they are, one plane a channel), a ZIP of PNGs (enlarged, with and without

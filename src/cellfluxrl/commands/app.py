@@ -11,8 +11,7 @@ from cellfluxrl.arguments import CommandParser
 
 
 def app(argv: Sequence[str]) -> None:
-    """
-    Open a web page on which treated cells are generated from a control and a compound.
+    """Open a web page on which treated cells are generated from a control and a compound.
 
     The page shows the cells with the outlines of nuclei and cells, how they compare with real ones, the way from the
     control to the result, and the base beside the pipeline; it serves this machine only, until it is interrupted with

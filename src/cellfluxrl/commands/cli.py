@@ -87,12 +87,11 @@ def full_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """
-    Run one command.
+    """Run one command.
 
     Returns:
-        `int`: The exit status: 0; 2 after a mistake of the user's and 1 after anything else that went wrong, either
-        with one line on standard error (and the traceback with `--debug`); 130 after an interruption.
+        The exit status: 0; 2 after a mistake of the user's and 1 after anything else that went wrong, either with one
+        line on standard error (and the traceback with `--debug`); 130 after an interruption.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments

@@ -26,8 +26,7 @@ FILES = ("config", "table", "checkpoint", "dataset", "images", "controls", "comp
 
 
 def completion(argv: Sequence[str]) -> None:
-    """
-    Print a script that lets a shell complete commands, options and paths; it runs no Python when it completes.
+    """Print a script that lets a shell complete commands, options and paths; it runs no Python when it completes.
 
     Examples:
       cellfluxrl completion bash > ~/.local/share/bash-completion/completions/cellfluxrl

@@ -11,8 +11,7 @@ from cellfluxrl.terminal import print_json
 
 
 def convert(argv: Sequence[str]) -> None:
-    """
-    Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
+    """Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
 
     Only tensors and plain values are read: what else a pickle asks for is refused, and not executed.
 

@@ -53,8 +53,7 @@ def build_parser() -> CommandParser:
 
 
 def build(argv: Sequence[str]) -> None:
-    """
-    Write the cells of plates as Parquet, with their metadata.
+    """Write the cells of plates as Parquet, with their metadata.
 
     The same command goes on where it was interrupted.
 
@@ -109,8 +108,7 @@ def info_parser() -> CommandParser:
 
 
 def info(argv: Sequence[str]) -> None:
-    """
-    Print what is in a data set, and draw some of its cells.
+    """Print what is in a data set, and draw some of its cells.
 
     Examples:
       cellfluxrl data info my_cells
@@ -137,8 +135,7 @@ def push_parser() -> CommandParser:
 
 
 def push(argv: Sequence[str]) -> None:
-    """
-    Publish a data set on the Hugging Face Hub, in one commit; repeat it after an interruption.
+    """Publish a data set on the Hugging Face Hub, in one commit; repeat it after an interruption.
 
     Examples:
       cellfluxrl data push my_cells your-name/my-cells

@@ -39,8 +39,7 @@ TRAINING_CELLS = 5000
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """
-    Evaluate a pipeline on the held-out plates of a data set, by its rewards and by what no reward has seen.
+    """Evaluate a pipeline on the held-out plates of a data set, by its rewards and by what no reward has seen.
 
     Writes report.html, results.json, tables (CSV) and pictures (PNG). Generated cells and measurements are kept in
     --output_dir: the same command goes on where it was interrupted. DATASET is a folder of `cellfluxrl data build`,

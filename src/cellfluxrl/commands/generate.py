@@ -24,8 +24,7 @@ NAMED_SKIPPED = 10
 
 
 def generate(argv: Sequence[str]) -> None:
-    """
-    Generate treated cells: every control under every compound.
+    """Generate treated cells: every control under every compound.
 
     CONTROLS is a folder of images or one file (PNG in RGB: red is the last channel; TIFF, .npy and .npz: channels,
     rows, columns), or a data set (a folder of `cellfluxrl data build`, one of save_to_disk, or org/name on the Hub),

@@ -21,8 +21,7 @@ def parser() -> CommandParser:
 
 
 def main(argv: Sequence[str]) -> None:
-    """
-    Publish a folder on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
+    """Publish a folder on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
 
     A pipeline, a classifier, a reward suite or a data set: which of them it is, its files tell.
 

@@ -48,8 +48,7 @@ def fit_parser() -> CommandParser:
 
 
 def fit(argv: Sequence[str]) -> None:
-    """
-    Fit the rewards on real cells, for their own mechanisms of action, and save the suite with its card.
+    """Fit the rewards on real cells, for their own mechanisms of action, and save the suite with its card.
 
     Examples:
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards
@@ -204,8 +203,7 @@ def score_parser() -> CommandParser:
 
 
 def score(argv: Sequence[str]) -> None:
-    """
-    Score images of cells, generated ones or others, beside real cells: a table, violins and a contact sheet.
+    """Score images of cells, generated ones or others, beside real cells: a table, violins and a contact sheet.
 
     IMAGES is a data set (a folder of `cellfluxrl data build`, one that was saved with save_to_disk, or org/name on the
     Hub), a folder of images, or one file: PNG (RGB: red is the last channel, blue the first), TIFF (channels, rows,

@@ -14,12 +14,10 @@ FEWEST_IMAGES = 20
 
 
 def intensity_levels(images: np.ndarray) -> np.ndarray:
-    """
-    Quantiles of the intensities of each channel, from the darkest pixel to the brightest in steps of 0.5 %.
+    """Quantiles of the intensities of each channel, from the darkest pixel to the brightest in steps of 0.5 %.
 
     Args:
-        images (`np.ndarray` of shape `(N, C, H, W)`): Any range; of more than 1,000 images as many are taken, evenly
-            spread.
+        images: `(N, C, H, W)`; any range; of more than 1,000 images as many are taken, evenly spread.
 
     Returns:
         `np.ndarray` of shape `(C, 201)`.
@@ -36,14 +34,12 @@ def intensity_levels(images: np.ndarray) -> np.ndarray:
 
 
 def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -> torch.Tensor:
-    """
-    Give each pixel the intensity that has the same rank in the reference (histogram matching, by quantiles).
+    """Give each pixel the intensity that has the same rank in the reference (histogram matching, by quantiles).
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): To be changed.
-        own (`np.ndarray` of shape `(C, L)`): [`intensity_levels`] of the plate that they are of. What lies beyond
-            them is clipped.
-        reference (`np.ndarray` of shape `(C, L)`): Those that they shall have.
+        images: `(N, C, H, W)`; to be changed.
+        own: `(C, L)`; [`intensity_levels`] of the plate that they are of. What lies beyond them is clipped.
+        reference: `(C, L)`; those that they shall have.
 
     Returns:
         `torch.Tensor` of shape `(N, C, H, W)`, float32 on the CPU.
@@ -68,8 +64,7 @@ def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -
 
 
 def control_levels(pairs: ControlTreatedPairs) -> dict[str, list[float]]:
-    """
-    The levels, by channel and in [0, 1], of the controls that a network is trained on; a pipeline keeps them.
+    """The levels, by channel and in [0, 1], of the controls that a network is trained on; a pipeline keeps them.
 
     Empty if they are fewer than 20.
     """

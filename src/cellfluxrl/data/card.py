@@ -19,17 +19,16 @@ from cellfluxrl.errors import unknown_name
 
 @dataclass(frozen=True)
 class Origin:
-    """
-    What the card says that depends on where the cells come from.
+    """What the card says that depends on where the cells come from.
 
     Args:
-        title (`str`): Of the data set.
-        what (`str`): What the cells are and who imaged them.
-        limits (`tuple[str, ...]`): What the data must not be taken for.
-        terms (`str`): The licence, in words.
-        citation (`str`): What to cite.
-        license (`dict[str, str]`): The fields `license`, and for a licence of one's own `license_name` and
-            `license_link`, of the card's metadata.
+        title: Of the data set.
+        what: What the cells are and who imaged them.
+        limits: What the data must not be taken for.
+        terms: The licence, in words.
+        citation: What to cite.
+        license: The fields `license`, and for a licence of one's own `license_name` and `license_link`, of the card's
+            metadata.
     """
 
     title: str
@@ -138,17 +137,15 @@ SPLITS = {
 
 
 def dataset_card(report: dict) -> str:
-    """
-    Fill in `model_cards/dataset.md`.
+    """Fill in `model_cards/dataset.md`.
 
     Args:
-        report (`dict`):
-            The report of a build, as in `build_report.json`. A `"folder"` is described by the user, with `license`
-            (a licence identifier of the Hub), and if wanted `license_name`, `license_link`, `title`, `description`
-            and `citation`. Without `license` the card has none, and [`push_dataset`] refuses it.
+        report: The report of a build, as in `build_report.json`. A `"folder"` is described by the user, with `license`
+            (a licence identifier of the Hub), and if wanted `license_name`, `license_link`, `title`, `description` and
+            `citation`. Without `license` the card has none, and [`push_dataset`] refuses it.
 
     Returns:
-        `str`: Markdown with a YAML header that `datasets.load_dataset` and the Hub read.
+        Markdown with a YAML header that `datasets.load_dataset` and the Hub read.
 
     Raises:
         ValueError: If the report's source is unknown.

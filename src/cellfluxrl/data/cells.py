@@ -32,13 +32,11 @@ Map = Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]
 
 @dataclass(frozen=True)
 class Cells:
-    """
-    Crops of one plate.
+    """Crops of one plate.
 
     Args:
-        images (`numpy.ndarray` of shape `(N, C, H, W)`): uint8.
-        rows (`pandas.DataFrame`): One row a crop with the columns of the cell schema, less `image`; `split` only
-            where one is published.
+        images: `(N, C, H, W)`; uint8.
+        rows: One row a crop with the columns of the cell schema, less `image`; `split` only where one is published.
     """
 
     images: np.ndarray
@@ -77,13 +75,12 @@ class Source(Protocol):
     def read(
         self, plate: str, log: PlateLog, scratch: Path, map: Map = map, progress: Callable[[int], Any] = int
     ) -> Iterator[Cells]:
-        """
-        Yield the crops of one plate in a fixed order.
+        """Yield the crops of one plate in a fixed order.
 
         Args:
-            plate (`str`): One of `fields["plate"]`.
-            log (`PlateLog`): Takes counts, and the names of what cannot be read.
-            scratch (`Path`): An empty folder for what has to wait.
+            plate: One of `fields["plate"]`.
+            log: Takes counts, and the names of what cannot be read.
+            scratch: An empty folder for what has to wait.
             map: The built-in `map`, or that of a pool of processes.
             progress: Called with the number of fields of view that are done.
         """

@@ -35,8 +35,7 @@ CELLFLUX_HELD_OUT = (
 
 @cache
 def known_compounds() -> pd.DataFrame:
-    """
-    Compounds by name (the index, spelled as in BBBC021), with columns `smiles` and `moa`.
+    """Compounds by name (the index, spelled as in BBBC021), with columns `smiles` and `moa`.
 
     The names and mechanisms are those of Ljosa et al. (J. Biomol. Screen. 2013); the structures are public chemistry.
 

@@ -27,11 +27,11 @@ SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
 class ImagesToScore:
     """
     Args:
-        rows (`pandas.DataFrame`): One row an image: `source` says where it is from, `moa` what it is compared with,
-            and the other columns (compound, plate, well, ...) what it is.
-        read (`Callable[[int], numpy.ndarray]`): Reads the image of a row: `(C, H, W)`, uint8 or float32 in [0, 1].
-            Raises a `ValueError` or `OSError` for one that cannot be used.
-        skipped (`list[str]`): Files that could not be opened, each with the reason.
+        rows: One row an image: `source` says where it is from, `moa` what it is compared with, and the other columns
+            (compound, plate, well, ...) what it is.
+        read: Reads the image of a row: `(C, H, W)`, uint8 or float32 in [0, 1]. Raises a `ValueError` or `OSError` for
+            one that cannot be used.
+        skipped: Files that could not be opened, each with the reason.
     """
 
     rows: pd.DataFrame
@@ -45,13 +45,12 @@ class ImagesToScore:
 
 
 def load_split(name: str, split: str) -> datasets.Dataset:
-    """
-    Load a split of a data set.
+    """Load a split of a data set.
 
     Args:
-        name (`str`): A folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or
-            `DatasetDict.save_to_disk`, or `"org/name"` on the Hub.
-        split (`str`): Which one. A `Dataset` that was saved alone has none, and is taken whole.
+        name: A folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`,
+            or `"org/name"` on the Hub.
+        split: Which one. A `Dataset` that was saved alone has none, and is taken whole.
 
     Raises:
         ValueError: If there is no such data set or split.
@@ -92,14 +91,12 @@ def _load_dataset(name: str) -> datasets.DatasetDict:
 def images_of_dataset(
     cells: datasets.Dataset, channel_names: Sequence[str], moa: str | None = None
 ) -> tuple[ImagesToScore, int]:
-    """
-    Take the images of a data set; channels are brought into the order of `channel_names`.
+    """Take the images of a data set; channels are brought into the order of `channel_names`.
 
     Args:
-        cells (`datasets.Dataset`): Rows of the cell schema ([`cell_features`]); only `image` is needed, and `moa`
-            unless given.
-        channel_names (`Sequence[str]`): The channels of the suite.
-        moa (`str`, *optional*): Compare all with real cells of this MoA, instead of each with its own.
+        cells: Rows of the cell schema ([`cell_features`]); only `image` is needed, and `moa` unless given.
+        channel_names: The channels of the suite.
+        moa: Compare all with real cells of this MoA, instead of each with its own.
 
     Returns:
         [`ImagesToScore`], and the number of rows that were left out because they have no MoA.
@@ -136,19 +133,17 @@ def images_of_dataset(
 def images_of_files(
     path: str | Path, channel_names: Sequence[str], moa: str | None = None, table: str | Path | None = None
 ) -> ImagesToScore:
-    """
-    Take the images of a file or of a folder.
+    """Take the images of a file or of a folder.
 
     PNG in RGB (three channels: red is the last, blue the first) or grey (one channel), TIFF and OME-TIFF `(C, H, W)`,
     and `.npy` and `.npz` of `(C, H, W)` or `(N, C, H, W)`. Arrays are uint8, or floats in [0, 1] or [-1, 1]; an
     `.npz` holds one array, or several of which one is named `images`. It is read whole, an `.npy` image by image.
 
     Args:
-        path (`str` or `Path`): A file; or a folder, with one sub-folder a MoA unless `moa` or `table` is given.
-        channel_names (`Sequence[str]`): The channels of the images, in order.
-        moa (`str`, *optional*): Compare all with real cells of this MoA.
-        table (`str` or `Path`, *optional*): CSV file with the columns `file` (relative to the folder) and `moa`;
-            further columns are kept.
+        path: A file; or a folder, with one sub-folder a MoA unless `moa` or `table` is given.
+        channel_names: The channels of the images, in order.
+        moa: Compare all with real cells of this MoA.
+        table: CSV file with the columns `file` (relative to the folder) and `moa`; further columns are kept.
 
     Raises:
         ValueError: If there are no images or no MoAs, or the table lacks a column.

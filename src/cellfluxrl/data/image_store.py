@@ -30,17 +30,16 @@ STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
 class StoredImages:
-    """
-    The images of a `.npy` file: `images[rows]` reads copies of them from the file.
+    """The images of a `.npy` file: `images[rows]` reads copies of them from the file.
 
     Reads, not a memory map: the pages of a map count as resident memory of every process that has touched them, and
     batch schedulers kill jobs for it.
 
     Args:
-        path (`str` or `Path`): A `.npy` file of an array of shape `(N, C, H, W)`, uint8, in C order.
+        path: A `.npy` file of an array of shape `(N, C, H, W)`, uint8, in C order.
 
     Attributes:
-        shape (`tuple[int, ...]`): `(N, C, H, W)`.
+        shape: `(N, C, H, W)`.
     """
 
     def __init__(self, path: str | Path):
@@ -73,22 +72,19 @@ class StoredImages:
 
 
 def open_images(dataset: datasets.Dataset, cache_dir: str | Path | None = None) -> StoredImages | np.ndarray:
-    """
-    Open the images of a data set for fast random access, in the order of its rows.
+    """Open the images of a data set for fast random access, in the order of its rows.
 
     They are decoded the first time, into a file that is named after the data set's fingerprint and lies beside its
     Arrow files. A data set in memory, which has no files, is decoded into memory, unless there is a `cache_dir`.
 
     Args:
-        dataset (`datasets.Dataset`):
-            Rows of the cell schema ([`cell_features`]), as they are in memory or as published; possibly selected,
+        dataset: Rows of the cell schema ([`cell_features`]), as they are in memory or as published; possibly selected,
             filtered or shuffled.
-        cache_dir (`str` or `Path`, *optional*):
-            Folder of the file, instead of the data set's own. A folder that cannot be written is replaced by one for
-            temporary files, with a warning.
+        cache_dir: Folder of the file, instead of the data set's own. A folder that cannot be written is replaced by
+            one for temporary files, with a warning.
 
     Returns:
-        [`StoredImages`] or `numpy.ndarray`: uint8 of shape (N, C, H, W); `images[rows]` copies those rows.
+        uint8 of shape (N, C, H, W); `images[rows]` copies those rows.
 
     Raises:
         ValueError:

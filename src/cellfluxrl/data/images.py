@@ -13,8 +13,7 @@ ImageBatch: TypeAlias = "torch.Tensor | np.ndarray | Image.Image | Sequence[torc
 
 
 def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.Tensor:
-    """
-    Convert images of any accepted kind to what the networks take.
+    """Convert images of any accepted kind to what the networks take.
 
     Args:
         images: One image or a batch, as
@@ -25,7 +24,7 @@ def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.T
             - PIL images in RGB, for three channels: red is the last channel (actin), blue the first (DNA), the
               order in which they are displayed and in which CellFlux stores them;
             - a sequence of such images of one size.
-        channel_names (`Sequence[str]`): The channels that are expected, in order.
+        channel_names: The channels that are expected, in order.
 
     Returns:
         `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1].
@@ -103,8 +102,7 @@ def to_uint8(images: torch.Tensor) -> np.ndarray:
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """
-    Convert `(N, 3, H, W)` images in [-1, 1] to RGB: red is the last channel, blue the first.
+    """Convert `(N, 3, H, W)` images in [-1, 1] to RGB: red is the last channel, blue the first.
 
     Raises:
         ValueError: If there are not three channels.

@@ -30,12 +30,10 @@ Cells: TypeAlias = "datasets.Dataset | datasets.DatasetDict"
 
 
 def count_cells(source: str | Path | Cells) -> pd.DataFrame:
-    """
-    Count the cells of each split, plate, compound, concentration and MoA; no image is read.
+    """Count the cells of each split, plate, compound, concentration and MoA; no image is read.
 
     Args:
-        source (`str`, `Path`, `datasets.Dataset` or `datasets.DatasetDict`):
-            A data set, or a folder with `data/SPLIT/*.parquet`, as `cellfluxrl data build` writes it.
+        source: A data set, or a folder with `data/SPLIT/*.parquet`, as `cellfluxrl data build` writes it.
 
     Returns:
         `pandas.DataFrame` with the columns `split`, `plate`, `compound`, `concentration` (uM), `moa` and `cells`.
@@ -81,11 +79,10 @@ def _count(table) -> pd.DataFrame:
 
 
 def count_tables(counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """
-    Sum [`count_cells`]'s result up: per split, plate, mechanism of action and compound.
+    """Sum [`count_cells`]'s result up: per split, plate, mechanism of action and compound.
 
     Returns:
-        `dict[str, pandas.DataFrame]`: By title, tables to show as they are.
+        By title, tables to show as they are.
     """
     counts = counts.astype({"concentration": float, "cells": int})
     # The MoA of controls is "DMSO" whatever a user's control compound is called.
@@ -123,13 +120,11 @@ def _controls_first(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def summarize(source: str | Path | Cells) -> str:
-    """
-    Describe a data set in tables for the terminal: cells per split, plate, MoA and compound, and what went wrong.
+    """Describe a data set in tables for the terminal: cells per split, plate, MoA and compound, and what went wrong.
 
     Args:
-        source (`str`, `Path`, `datasets.Dataset` or `datasets.DatasetDict`):
-            As for [`count_cells`]; a folder's `build_report.json`, if there is one, adds the fields of view that could
-            not be used.
+        source: As for [`count_cells`]; a folder's `build_report.json`, if there is one, adds the fields of view that
+            could not be used.
 
     Raises:
         FileNotFoundError: If the folder has no Parquet files.
@@ -190,18 +185,17 @@ BLUE_GREEN_RED = ((0, 0, 255), (0, 255, 0), (255, 0, 0))
 
 
 def contact_sheet(source: str | Path | Cells, path: str | Path, cells_per_row: int = 8, seed: int = 0) -> None:
-    """
-    Show random cells of each compound and dose, controls first, and write a PNG.
+    """Show random cells of each compound and dose, controls first, and write a PNG.
 
     Where there are more than 40 conditions, a compound is shown at its highest dose only. A condition with fewer cells
     than fit into its row leaves the rest of the row empty. Only the cells that are shown are decoded.
 
     Args:
-        source (`str`, `Path`, `datasets.Dataset` or `datasets.DatasetDict`):
-            Rows of the cell schema ([`cell_features`]), with 2 to 8 channels, or a folder with `data/SPLIT/*.parquet`.
-        path (`str` or `Path`): Of the PNG file.
-        cells_per_row (`int`, defaults to 8): At most so many cells of a condition.
-        seed (`int`, defaults to 0): Decides which cells.
+        source: Rows of the cell schema ([`cell_features`]), with 2 to 8 channels, or a folder with
+            `data/SPLIT/*.parquet`.
+        path: Of the PNG file.
+        cells_per_row: At most so many cells of a condition.
+        seed: Decides which cells.
 
     Raises:
         FileNotFoundError: If the folder has no Parquet files.
@@ -295,14 +289,13 @@ def _read_crops(cells: datasets.Dataset) -> list[np.ndarray]:
 
 
 def composite(crop: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """
-    Lay coloured channels over each other as light is ("screen": 1 - product of (1 - light)), which cannot overflow.
+    """Lay coloured channels over each other as light is ("screen": 1 - product of (1 - light)), which cannot overflow.
 
     More than three channels are dimmed, or else most cells would be white.
 
     Args:
-        crop (`numpy.ndarray` of shape `(C, H, W)`): uint8.
-        colors (`Sequence[tuple[int, int, int]]`): RGB in 0-255 of each channel's brightest pixel.
+        crop: `(C, H, W)`; uint8.
+        colors: RGB in 0-255 of each channel's brightest pixel.
 
     Returns:
         `numpy.ndarray` of shape `(H, W, 3)`, uint8. In pure blue, green and red the channels stay apart.

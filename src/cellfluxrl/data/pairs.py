@@ -42,13 +42,12 @@ def random_dihedral(images: torch.Tensor, generator: torch.Generator) -> torch.T
 def vary_brightness(
     images: torch.Tensor, spread: float, generator: torch.Generator | list[torch.Generator]
 ) -> torch.Tensor:
-    """
-    Make each channel of each image brighter or darker, as staining and exposure differ between plates.
+    """Make each channel of each image brighter or darker, as staining and exposure differ between plates.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1]; black stays black, white may be passed.
-        spread (`float`): Standard deviation of the logarithm of the gain; 0 changes nothing and draws nothing.
-        generator (`torch.Generator` or a list of N of them): For all images, or for each.
+        images: `(N, C, H, W)`; in [-1, 1]; black stays black, white may be passed.
+        spread: Standard deviation of the logarithm of the gain; 0 changes nothing and draws nothing.
+        generator: For all images, or for each.
 
     Raises:
         ValueError: If `spread` is negative.
@@ -65,9 +64,9 @@ def vary_brightness(
 class PairBatch:
     """
     Args:
-        control (`torch.Tensor` of shape `(N, C, H, W)`): Control cells in [-1, 1].
-        treated (`torch.Tensor` of shape `(N, C, H, W)`): A treated cell of the same plate and split for each.
-        condition (`torch.Tensor` of shape `(N,)`): Row of `ControlTreatedPairs.conditions` of each pair.
+        control: `(N, C, H, W)`; control cells in [-1, 1].
+        treated: `(N, C, H, W)`; a treated cell of the same plate and split for each.
+        condition: `(N,)`; row of `ControlTreatedPairs.conditions` of each pair.
     """
 
     control: torch.Tensor
@@ -76,21 +75,18 @@ class PairBatch:
 
 
 class ControlTreatedPairs:
-    """
-    Pairs of a treated cell and a random control cell of the same plate and split (independent coupling).
+    """Pairs of a treated cell and a random control cell of the same plate and split (independent coupling).
 
     [`draw`] draws pairs with replacement; [`epoch_batches`] goes through the treated cells.
 
     Args:
-        dataset (`datasets.Dataset`):
-            Rows of the cell schema ([`cell_features`]); the controls are the rows with `is_control`.
+        dataset: Rows of the cell schema ([`cell_features`]); the controls are the rows with `is_control`.
 
     Attributes:
-        images ([`StoredImages`] or `numpy.ndarray`): All images, uint8 of shape `(N, C, H, W)` ([`open_images`]).
-        treated_rows (`torch.Tensor`): Row of each treated cell in `images`.
-        treated_condition (`torch.Tensor`): Row of each treated cell's condition in `conditions`.
-        conditions (`pandas.DataFrame`):
-            One row for each (plate, split, compound, concentration) that has treated cells, with its `moa`.
+        images: All images, uint8 of shape `(N, C, H, W)` ([`open_images`]).
+        treated_rows: Row of each treated cell in `images`.
+        treated_condition: Row of each treated cell's condition in `conditions`.
+        conditions: One row for each (plate, split, compound, concentration) that has treated cells, with its `moa`.
 
     Raises:
         ValueError: If there is no treated cell, or a plate with treated cells has no control in the same split.
@@ -153,8 +149,7 @@ class ControlTreatedPairs:
     def epoch_batches(
         self, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, augment: bool = True
     ) -> PairBatches:
-        """
-        Go through the treated cells in a new order, each with a control cell that is drawn anew.
+        """Go through the treated cells in a new order, each with a control cell that is drawn anew.
 
         All processes together take `world_size * batch_size` cells a step; those that do not fill the last step are
         left out, others in each epoch. A data set of fewer cells than one step takes is one step, with the cells
@@ -165,10 +160,10 @@ class ControlTreatedPairs:
         batch size.
 
         Args:
-            batch_size (`int`): Pairs a step and process.
-            seed (`int`), epoch (`int`): What the order, the controls and the augmentation depend on.
-            rank (`int`, defaults to 0), world_size (`int`, defaults to 1): This process, and how many there are.
-            augment (`bool`, defaults to `True`): Flip and transpose both sides independently.
+            batch_size: Pairs a step and process.
+            seed, epoch: What the order, the controls and the augmentation depend on.
+            rank, world_size: This process, and how many there are.
+            augment: Flip and transpose both sides independently.
 
         Returns:
             [`PairBatches`], for a `DataLoader` with `batch_size=None`.

@@ -48,13 +48,12 @@ def _png(image: np.ndarray) -> bytes:
 
 
 class ShardWriter:
-    """
-    Writes `folder/NAME-00000.parquet`, `-00001`, ... with at most `ROWS_PER_SHARD` rows each.
+    """Writes `folder/NAME-00000.parquet`, `-00001`, ... with at most `ROWS_PER_SHARD` rows each.
 
     Args:
-        folder (`Path`): Made if it is not there.
-        name (`str`): Beginning of the file names.
-        features (`datasets.Features`): See [`cell_features`], as published.
+        folder: Made if it is not there.
+        name: Beginning of the file names.
+        features: See [`cell_features`], as published.
     """
 
     def __init__(self, folder: Path, name: str, features: datasets.Features):

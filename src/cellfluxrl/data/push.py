@@ -17,8 +17,7 @@ NO_LICENSE = ("", "unknown", "none")
 
 
 def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """
-    Upload a data set to the Hugging Face Hub in one commit, so that nobody ever loads half of it.
+    """Upload a data set to the Hugging Face Hub in one commit, so that nobody ever loads half of it.
 
     The Parquet files, `README.md`, `build_report.json` and, if it is there, `contact_sheet.png` are sent, after a
     check that they are complete; other files in the folder are not. Parquet files of an earlier version that are no
@@ -26,13 +25,13 @@ def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token:
     at the Hub is not sent again.
 
     Args:
-        folder (`str` or `Path`): What `cellfluxrl data build` wrote.
-        repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-        private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-        token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
+        folder: What `cellfluxrl data build` wrote.
+        repo_id: `"owner/name"`; the repository is created where there is none.
+        private: Whether only its owner may read a new repository.
+        token: An access token with the right to write; by default the one of `hf auth login`.
 
     Returns:
-        `str`: The repository's address.
+        The repository's address.
 
     Raises:
         ValueError: If the data set is not complete or has no licence, its card has placeholders or is refused by the
@@ -57,11 +56,10 @@ def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token:
 
 
 def checked_files(folder: str | Path) -> list[str]:
-    """
-    Check that a folder holds a complete data set.
+    """Check that a folder holds a complete data set.
 
     Returns:
-        `list[str]`: The files to publish, relative to the folder.
+        The files to publish, relative to the folder.
 
     Raises:
         ValueError: If the build did not finish, or files are missing, unreadable, have another number of rows than

@@ -10,19 +10,17 @@ CHANNEL_NAMES = ("dna", "tubulin", "actin")
 
 
 def cell_features(channel_names: Sequence[str], image_size: int, published: bool = False) -> datasets.Features:
-    """
-    Features of a data set of single-cell crops.
+    """Features of a data set of single-cell crops.
 
     Args:
-        channel_names (`Sequence[str]`): Names of the image channels, in order; kept in the features' metadata.
-        image_size (`int`): Height and width in pixels.
-        published (`bool`, defaults to `False`):
-            As written to Parquet: with three channels `image` is then a PNG (red is the last channel, blue the
+        channel_names: Names of the image channels, in order; kept in the features' metadata.
+        image_size: Height and width in pixels.
+        published: As written to Parquet: with three channels `image` is then a PNG (red is the last channel, blue the
             first), which takes half the space, is lossless and is shown by the Hub's viewer.
 
     Returns:
-        `datasets.Features`: `image` is uint8 of shape (C, H, W); `concentration` is in uM; `x` and `y` are the
-        nucleus' centre in the field of view, in pixels (NaN where unknown).
+        `image` is uint8 of shape (C, H, W); `concentration` is in uM; `x` and `y` are the nucleus' centre in the field
+        of view, in pixels (NaN where unknown).
     """
     names = ",".join(channel_names)
     if published and len(channel_names) == 3:
@@ -52,8 +50,7 @@ def cell_features(channel_names: Sequence[str], image_size: int, published: bool
 
 
 def channel_names_of(dataset: datasets.Dataset) -> tuple[str, ...]:
-    """
-    Names of the image channels of a data set, from its features' metadata.
+    """Names of the image channels of a data set, from its features' metadata.
 
     Raises:
         ValueError: If the data set has no image column of cells, or its features name no channels.

@@ -18,8 +18,7 @@ PUBLISHED_SPLITS = {"train": "train", "test": "test", "val": "test", "ood": "tes
 
 
 def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()) -> pd.Series:
-    """
-    Assign each row of a table to "train" or "test".
+    """Assign each row of a table to "train" or "test".
 
     Rows may be wells, fields of view or cells: the split of a row depends on which wells there are, never on their
     order or on how often each is listed, and all rows of a well are in one split. (`"published"` takes rows as they
@@ -43,10 +42,9 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
     `"plate"` or `"leave_one_batch_out"` where they are held out by name.
 
     Args:
-        wells (`pandas.DataFrame`): Has the columns `WELL_COLUMNS`; `is_control` is boolean.
-        scheme (`str`): One of `SCHEMES`.
-        held_out (`Sequence[str]`): What is held out: plates, or exactly one compound or batch; empty for
-            `"cellflux"` and `"published"`.
+        wells: Has the columns `WELL_COLUMNS`; `is_control` is boolean.
+        scheme: One of `SCHEMES`.
+        held_out: What is held out: plates, or exactly one compound or batch; empty for `"cellflux"` and `"published"`.
 
     Returns:
         `pandas.Series` of "train" and "test", named `split`, with the index of `wells`.
@@ -99,16 +97,15 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
 
 
 def folds(wells: pd.DataFrame, scheme: str) -> list[str]:
-    """
-    What to hold out in turn, sorted.
+    """What to hold out in turn, sorted.
 
     Args:
-        wells (`pandas.DataFrame`): As for [`assign_splits`].
-        scheme (`str`): `"leave_one_compound_out"` or `"leave_one_batch_out"`.
+        wells: As for [`assign_splits`].
+        scheme: `"leave_one_compound_out"` or `"leave_one_batch_out"`.
 
     Returns:
-        `list[str]`: The compounds other than controls, of those with a mechanism of action where the table has a
-        column `moa`; or the batches.
+        The compounds other than controls, of those with a mechanism of action where the table has a column `moa`; or
+        the batches.
 
     Raises:
         ValueError: For another scheme.
@@ -125,8 +122,7 @@ def folds(wells: pd.DataFrame, scheme: str) -> list[str]:
 
 
 def batch_of(plate: str) -> str:
-    """
-    The batch of a plate: what is before the last underscore, or the plate itself.
+    """The batch of a plate: what is before the last underscore, or the plate itself.
 
     Example:
         >>> batch_of("Week4_27821"), batch_of("P1")
@@ -138,18 +134,17 @@ def batch_of(plate: str) -> str:
 def resplit(
     dataset: datasets.Dataset | datasets.DatasetDict, scheme: str, held_out: Sequence[str] = ()
 ) -> datasets.DatasetDict:
-    """
-    Assign the cells of a data set to splits anew.
+    """Assign the cells of a data set to splits anew.
 
     Images are not copied, but for a data set whose rows had been selected or shuffled; to go through folds, split the
     data set as it was loaded again each time.
 
     Args:
-        dataset (`datasets.Dataset` or `datasets.DatasetDict`): Cells of the schema ([`cell_features`]).
-        scheme (`str`), held_out (`Sequence[str]`): See [`assign_splits`]; batches are those of [`batch_of`].
+        dataset: Cells of the schema ([`cell_features`]).
+        scheme, held_out: See [`assign_splits`]; batches are those of [`batch_of`].
 
     Returns:
-        `datasets.DatasetDict`: `train` and, unless it is empty, `test`; the column `split` says the same.
+        `train` and, unless it is empty, `test`; the column `split` says the same.
 
     Raises:
         ValueError: See [`assign_splits`].
@@ -171,12 +166,11 @@ def resplit(
 def row_splitter(
     fields: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
 ) -> Callable[[pd.DataFrame], np.ndarray]:
-    """
-    Decide the splits of a whole screen at once, for rows that come later, a part at a time.
+    """Decide the splits of a whole screen at once, for rows that come later, a part at a time.
 
     Args:
-        fields (`pandas.DataFrame`): All fields of view, with `WELL_COLUMNS`, `field`, and `split` for `"published"`.
-        scheme (`str`), held_out (`Sequence[str]`): See [`assign_splits`].
+        fields: All fields of view, with `WELL_COLUMNS`, `field`, and `split` for `"published"`.
+        scheme, held_out: See [`assign_splits`].
 
     Returns:
         A function from rows with `plate` and `field` (or, for `"published"`, `split`) to an array of their splits.

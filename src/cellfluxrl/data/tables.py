@@ -21,14 +21,13 @@ MAX_WHOLE = 10**9  # fits into the schema's int32
 
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
-    """
-    Read a CSV file as text.
+    """Read a CSV file as text.
 
     pandas would fill up rows that are too short, take some texts for missing values, and not tell the lines.
 
     Args:
-        path (`Path`): The file: comma-separated, UTF-8, with any line ends; compressed if its name ends in `.gz`.
-        required (`Sequence[str]`): Columns that must be there.
+        path: The file: comma-separated, UTF-8, with any line ends; compressed if its name ends in `.gz`.
+        required: Columns that must be there.
 
     Returns:
         `pandas.DataFrame` of `str`; an empty cell is `""`. The index, named `line`, tells where each row begins in the
@@ -91,15 +90,14 @@ def _check_header(header: list[str], required: Sequence[str], path: Path) -> Non
 
 
 def refuse(table: pd.DataFrame, path: Path, column: str, bad: pd.Series | np.ndarray, why: str) -> None:
-    """
-    Raise a `ValueError` that names file, line and value of the first row that is `bad`, if there is one.
+    """Raise a `ValueError` that names file, line and value of the first row that is `bad`, if there is one.
 
     Args:
-        table (`pandas.DataFrame`): Indexed by line, as [`read_table`] returns it.
-        path (`Path`): The file, for the message.
-        column (`str`): The column whose value is named.
+        table: Indexed by line, as [`read_table`] returns it.
+        path: The file, for the message.
+        column: The column whose value is named.
         bad: Boolean, one for each row of the table.
-        why (`str`): What is wrong with it.
+        why: What is wrong with it.
     """
     if np.any(bad):
         row = int(np.argmax(np.asarray(bad)))
@@ -107,8 +105,7 @@ def refuse(table: pd.DataFrame, path: Path, column: str, bad: pd.Series | np.nda
 
 
 def check_text(table: pd.DataFrame, path: Path) -> None:
-    """
-    Refuse what a reader would not see: white space at the ends of a cell, and characters that are not printed.
+    """Refuse what a reader would not see: white space at the ends of a cell, and characters that are not printed.
 
     Raises:
         ValueError: Naming the line and the value.
@@ -120,8 +117,7 @@ def check_text(table: pd.DataFrame, path: Path) -> None:
 
 
 def check_filled(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
-    """
-    Refuse empty cells.
+    """Refuse empty cells.
 
     Raises:
         ValueError: Naming the line and the column.
@@ -131,8 +127,7 @@ def check_filled(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> Non
 
 
 def check_names(table: pd.DataFrame, path: Path, column: str) -> None:
-    """
-    Refuse names of plates and wells that would be no good as part of a file name.
+    """Refuse names of plates and wells that would be no good as part of a file name.
 
     Raises:
         ValueError: Naming the first line whose name is something else than letters, digits, spaces, `_`, `-`, `+` and
@@ -147,8 +142,7 @@ def check_names(table: pd.DataFrame, path: Path, column: str) -> None:
 
 
 def check_same(table: pd.DataFrame, path: Path, column: str, within: Sequence[str]) -> None:
-    """
-    Refuse rows that agree in the columns `within` but not in `column`.
+    """Refuse rows that agree in the columns `within` but not in `column`.
 
     Raises:
         ValueError: Naming the line, the value, and what the first such row has.
@@ -162,8 +156,7 @@ def check_same(table: pd.DataFrame, path: Path, column: str, within: Sequence[st
 
 
 def check_unique(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
-    """
-    Refuse rows that agree in all of `columns`.
+    """Refuse rows that agree in all of `columns`.
 
     Raises:
         ValueError: Naming the values, the line of the second row and that of the first.
@@ -177,15 +170,14 @@ def check_unique(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> Non
 
 
 def numbers(table: pd.DataFrame, path: Path, column: str, whole: bool = False) -> np.ndarray:
-    """
-    Convert a column of text to numbers that are not negative.
+    """Convert a column of text to numbers that are not negative.
 
     Args:
-        table (`pandas.DataFrame`), path (`Path`), column (`str`): As for [`refuse`].
-        whole (`bool`, defaults to `False`): Only whole numbers below `MAX_WHOLE`; spreadsheets write 1 as 1.0.
+        table, path, column: As for [`refuse`].
+        whole: Only whole numbers below `MAX_WHOLE`; spreadsheets write 1 as 1.0.
 
     Returns:
-        `numpy.ndarray`: float64, or int64 if `whole`.
+        float64, or int64 if `whole`.
 
     Raises:
         ValueError: Naming the first line and value that is no such number, or that float32 cannot hold.
@@ -205,8 +197,7 @@ def numbers(table: pd.DataFrame, path: Path, column: str, whole: bool = False) -
 
 
 def check_smiles(table: pd.DataFrame, path: Path, column: str) -> None:
-    """
-    Refuse structures that RDKit cannot read; an empty cell is none.
+    """Refuse structures that RDKit cannot read; an empty cell is none.
 
     Raises:
         ValueError: Naming the line, and the place in the SMILES.

@@ -19,15 +19,14 @@ from cellfluxrl.seeding import numpy_generator, seeded_generator
 
 @dataclass(frozen=True)
 class HeldOutCells:
-    """
-    Real cells of held-out plates. Images are uint8 of shape `(N, C, H, W)`.
+    """Real cells of held-out plates. Images are uint8 of shape `(N, C, H, W)`.
 
     Args:
-        table (`pandas.DataFrame`): `plate`, `compound`, `concentration` and `moa` of each of N conditions.
-        control (`np.ndarray`): A control cell of the plate of each.
-        real (`np.ndarray`): A treated cell of each: what a model should make of the control.
-        reference (`np.ndarray`): M other treated cells, which everything is compared with.
-        reference_table (`pandas.DataFrame`): As `table`, of the reference.
+        table: `plate`, `compound`, `concentration` and `moa` of each of N conditions.
+        control: A control cell of the plate of each.
+        real: A treated cell of each: what a model should make of the control.
+        reference: M other treated cells, which everything is compared with.
+        reference_table: As `table`, of the reference.
     """
 
     table: pd.DataFrame
@@ -54,13 +53,12 @@ class HeldOutCells:
 
 
 def sample_held_out(pairs: ControlTreatedPairs, count: int | None = None, seed: int = 0) -> HeldOutCells:
-    """
-    Draw a fixed sample, stratified over all compounds, and divide it: a row of the tables, and the reference.
+    """Draw a fixed sample, stratified over all compounds, and divide it: a row of the tables, and the reference.
 
     Args:
-        pairs ([`ControlTreatedPairs`]): Of the held-out plates.
-        count (`int`, *optional*): Cells of each half; by default half of all treated cells, at most 1,000.
-        seed (`int`, defaults to 0): Which cells, and which controls.
+        pairs: Of the held-out plates.
+        count: Cells of each half; by default half of all treated cells, at most 1,000.
+        seed: Which cells, and which controls.
 
     Raises:
         ValueError: If there are not twice as many treated cells, or more compounds than `count`.
@@ -107,8 +105,7 @@ def _halves(rows: np.ndarray, names: list[str], seed: int) -> tuple[np.ndarray, 
 
 
 def sample_training(cells: datasets.Dataset, count: int, seed: int = 0) -> np.ndarray:
-    """
-    At most `count` treated cells of a training set, over all compounds: `(T, C, H, W)` uint8.
+    """At most `count` treated cells of a training set, over all compounds: `(T, C, H, W)` uint8.
 
     Raises:
         ValueError: If no cell is treated.

@@ -24,18 +24,16 @@ HOLDS, NOT_SHOWN, NOT_REFUTED, FAILS = "holds", "not shown", "not refuted", "fai
 
 @dataclass(frozen=True)
 class Claim:
-    """
-    A claim about a model, and what became of it.
+    """A claim about a model, and what became of it.
 
     Args:
-        model (`str`), column (`str`): What it is about.
-        text (`str`): The sentence, with its numbers.
-        optimised (`bool`): Whether the column is one that training may have optimised.
-        value (`Interval`), null (`float`): What was measured, and what it would be if there were nothing to claim.
-        against (`str`): The model that this one is compared with; empty for a claim about this one alone.
-        verdict (`str`): `"holds"` if the interval lies on the right side of `null`, `"fails"` if on the wrong one,
-            else `"not shown"`; of a claim that there is no difference, which no number of cells can show,
-            `"not refuted"`.
+        model, column: What it is about.
+        text: The sentence, with its numbers.
+        optimised: Whether the column is one that training may have optimised.
+        value, null: What was measured, and what it would be if there were nothing to claim.
+        against: The model that this one is compared with; empty for a claim about this one alone.
+        verdict: `"holds"` if the interval lies on the right side of `null`, `"fails"` if on the wrong one, else
+            `"not shown"`; of a claim that there is no difference, which no number of cells can show, `"not refuted"`.
     """
 
     model: str

@@ -51,17 +51,15 @@ COLUMN_NOTES = {
 
 @dataclass(frozen=True)
 class Scored:
-    """
-    Images and all that is measured on them; the first axis counts the images.
+    """Images and all that is measured on them; the first axis counts the images.
 
     Args:
-        rewards (`dict[str, torch.Tensor]`): Each reward in the deviation form, shape `(N,)`.
-        vectors (`torch.Tensor` of shape `(N, 6 + D)`): Scaled statistics, the logit and the features of the rewards'
-            classifier; see [`RewardSuite.appearance`].
-        outside (`torch.Tensor` of shape `(N,)`): See [`RewardSuite.outside_real_range`].
-        judge (`torch.Tensor` of shape `(N,)`): The independent classifier's probability of the true mechanism.
-        judge_features (`torch.Tensor` of shape `(N, D)`), image_features (`torch.Tensor` of shape `(N, E)`): See the
-            columns of the table.
+        rewards: Each reward in the deviation form, shape `(N,)`.
+        vectors: `(N, 6 + D)`; scaled statistics, the logit and the features of the rewards' classifier; see
+            [`RewardSuite.appearance`].
+        outside: `(N,)`; see [`RewardSuite.outside_real_range`].
+        judge: `(N,)`; the independent classifier's probability of the true mechanism.
+        judge_features, image_features: `(N, D)` and `(N, E)`; see the columns of the table.
     """
 
     images: torch.Tensor
@@ -83,12 +81,11 @@ class Scored:
 
 @torch.no_grad()
 def score_images(images: torch.Tensor, moa: Sequence[str], suite: RewardSuite, judge: MoAClassifier) -> Scored:
-    """
-    Measure everything on `(N, C, H, W)` images in [-1, 1].
+    """Measure everything on `(N, C, H, W)` images in [-1, 1].
 
     Args:
-        suite ([`RewardSuite`]): The rewards.
-        judge ([`MoAClassifier`]): Independent of the one in the rewards.
+        suite: The rewards.
+        judge: Independent of the one in the rewards.
     """
     scores = scores_of(suite, suite.measure(images, moa), moa)
     index = judge.class_indices(moa)
@@ -106,8 +103,7 @@ def score_images(images: torch.Tensor, moa: Sequence[str], suite: RewardSuite, j
 
 
 def table_row(generated: Scored, real: Scored) -> dict[str, tuple[float, float]]:
-    """
-    One row of the table: (value, standard error) by column.
+    """One row of the table: (value, standard error) by column.
 
     Means carry the standard error of the mean, distances and spread a bootstrap error over the generated images.
     """
@@ -133,15 +129,14 @@ def _mean(values: torch.Tensor) -> tuple[float, float]:
 
 
 def choose(candidates: Scored, moa: Sequence[str], num: int, selection: str, suite: RewardSuite) -> Scored:
-    """
-    Choose one of the first `num` candidates of each control, as the pipeline does.
+    """Choose one of the first `num` candidates of each control, as the pipeline does.
 
     Args:
-        candidates ([`Scored`]): Of M controls with K candidates each, control after control.
-        moa (`Sequence[str]` of length M): The mechanism expected of each control.
-        num (`int`): How many of the K candidates take part; 1 is no choice.
-        selection (`str`): One of [`choose_candidates`].
-        suite ([`RewardSuite`]): Whose real cells are matched.
+        candidates: Of M controls with K candidates each, control after control.
+        moa: The mechanism expected of each control.
+        num: How many of the K candidates take part; 1 is no choice.
+        selection: One of [`choose_candidates`].
+        suite: Whose real cells are matched.
     """
     controls = len(moa)
     per_control = len(candidates.images) // controls
@@ -172,12 +167,11 @@ class PairedDifference:
 
 
 def paired_difference(ours: torch.Tensor, base: torch.Tensor, controls: int) -> PairedDifference:
-    """
-    Compare two models on the same controls and seeds.
+    """Compare two models on the same controls and seeds.
 
     Args:
-        ours, base (`torch.Tensor` of shape `(M * K,)`): A score of K samples of each of M controls.
-        controls (`int`): M; the samples of one control are averaged first, because they are not independent.
+        ours, base: `(M * K,)`; a score of K samples of each of M controls.
+        controls: M; the samples of one control are averaged first, because they are not independent.
     """
     difference = (ours - base).double().view(controls, -1).mean(dim=1)
     return PairedDifference(float(difference.mean()), float(difference.std() / np.sqrt(controls)))

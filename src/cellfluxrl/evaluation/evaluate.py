@@ -49,14 +49,13 @@ RESAMPLES = 300
 
 @dataclass(frozen=True)
 class Column:
-    """
-    What is measured.
+    """What is measured.
 
     Args:
-        note (`str`): What it is, in a sentence.
-        better (`str`): `"higher"`, `"lower"`, `"as real"` (neither more nor less than real cells have), or what is
-            right, such as `"1"`.
-        optimised (`bool`): Whether it is a reward, or was made with the classifier of the rewards.
+        note: What it is, in a sentence.
+        better: `"higher"`, `"lower"`, `"as real"` (neither more nor less than real cells have), or what is right, such
+            as `"1"`.
+        optimised: Whether it is a reward, or was made with the classifier of the rewards.
     """
 
     note: str
@@ -66,16 +65,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Images:
-    """
-    The cells that are compared, uint8 of shape `(N, C, H, W)`.
+    """The cells that are compared, uint8 of shape `(N, C, H, W)`.
 
     Args:
-        control, real (`np.ndarray`): A control, and a treated cell, of each of N conditions.
-        reference (`np.ndarray`): M other treated cells, which every row is compared with.
-        generated (`dict[str, np.ndarray]`): By model, `(N, K, C, H, W)`: K samples of each control, the first of
-            which is evaluated and the others are candidates. Those that `match` chose are a model of their own.
+        control, real: A control, and a treated cell, of each of N conditions.
+        reference: M other treated cells, which every row is compared with.
+        generated: By model, `(N, K, C, H, W)`: K samples of each control, the first of which is evaluated and the
+            others are candidates. Those that `match` chose are a model of their own.
         moa, compound (`list[str]` of length N), reference_moa, reference_compound (`list[str]` of length M): Of each.
-        training (`np.ndarray`, *optional*): Treated training cells.
+        training: Treated training cells.
     """
 
     control: np.ndarray
@@ -186,20 +184,18 @@ def evaluate(
     seed: int = 0,
     measure: Callable[[np.ndarray, Sequence[str], Evaluators, str], Measurements] = measure_cells,
 ) -> Results:
-    """
-    Compare generated cells with real treated ones, by the rewards and by what no reward has seen.
+    """Compare generated cells with real treated ones, by the rewards and by what no reward has seen.
 
     The rows `"copy of control"` and `"real treated"` are always there: what no model should be worse than, and what a
     perfect one would reach with as many cells.
 
     Args:
-        images ([`Images`]): With the first model in question, and possibly a second one to compare it with.
-        evaluators ([`Evaluators`]): What measures them.
-        best_of_n (`Sequence[int]`): Draw the curves of the best, and of the matched, of so many candidates; the
-            matched of the largest number are a row of their own, `"NAME, match of N"`.
-        seed (`int`, defaults to 0): Of all resampling.
-        measure (`Callable`, defaults to [`measure_cells`]): How a set of cells is measured; `cellfluxrl evaluate`
-            keeps the results in files.
+        images: With the first model in question, and possibly a second one to compare it with.
+        evaluators: What measures them.
+        best_of_n: Draw the curves of the best, and of the matched, of so many candidates; the matched of the largest
+            number are a row of their own, `"NAME, match of N"`.
+        seed: Of all resampling.
+        measure: How a set of cells is measured; `cellfluxrl evaluate` keeps the results in files.
 
     Raises:
         ValueError: If sets of images do not fit each other, or too few candidates were generated.

@@ -31,25 +31,24 @@ def generate_candidates(
     title: str = "generating",
     **settings: Any,
 ) -> np.ndarray:
-    """
-    Generate samples of each control, into `generated.npy` and `generated.json` of a folder.
+    """Generate samples of each control, into `generated.npy` and `generated.json` of a folder.
 
     The noise of sample k of control i depends on the seed, i and k alone: it is the same for every pipeline, and a run
     that was interrupted goes on where it stopped.
 
     Args:
-        pipeline ([`CellFluxPipeline`]): What generates.
-        control (`np.ndarray` of shape `(N, C, H, W)`): uint8.
-        table (`pandas.DataFrame`): `compound` and `concentration` of each.
-        folder (`str` or `Path`): Where the files go.
-        provenance (`Mapping[str, Any]`): Goes into `generated.json`, and must be that of a run that goes on.
-        count (`int`, defaults to 1): K samples of each control.
-        seed (`int`, defaults to 0): Decides the noise.
-        title (`str`, defaults to `"generating"`): Of the progress bar.
+        pipeline: What generates.
+        control: `(N, C, H, W)`; uint8.
+        table: `compound` and `concentration` of each.
+        folder: Where the files go.
+        provenance: Goes into `generated.json`, and must be that of a run that goes on.
+        count: K samples of each control.
+        seed: Decides the noise.
+        title: Of the progress bar.
         **settings: Of the call of the pipeline.
 
     Returns:
-        `np.ndarray` of shape `(N, K, C, H, W)`: uint8, a memory map of the file.
+        `(N, K, C, H, W)`; uint8, a memory map of the file.
 
     Raises:
         FileExistsError: If the folder holds samples of another provenance.
@@ -76,8 +75,7 @@ def generate_candidates(
 
 
 def calibrated(pipeline: CellFluxPipeline, control: np.ndarray, plates: np.ndarray) -> np.ndarray:
-    """
-    Controls, uint8 `(N, C, H, W)`, at the intensities of the pipeline's training, plate by plate.
+    """Controls, uint8 `(N, C, H, W)`, at the intensities of the pipeline's training, plate by plate.
 
     Raises:
         ValueError: As [`CellFluxPipeline.calibrate`] says, naming the plate.

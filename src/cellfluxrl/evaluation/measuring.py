@@ -28,14 +28,13 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Evaluators:
-    """
-    What looks at the cells.
+    """What looks at the cells.
 
     Args:
-        suite ([`RewardSuite`]): The rewards, which a model may have been optimised for.
-        extractor ([`FeatureExtractor`]): Features of the Frechet and kernel distances.
-        segmenter ([`Segmenter`]): For the morphology panel; another than the suite's.
-        judge ([`MoAClassifier`], *optional*): A classifier that no reward used.
+        suite: The rewards, which a model may have been optimised for.
+        extractor: Features of the Frechet and kernel distances.
+        segmenter: For the morphology panel; another than the suite's.
+        judge: A classifier that no reward used.
     """
 
     suite: RewardSuite
@@ -61,17 +60,15 @@ def weights_hash(network: torch.nn.Module) -> str:
 
 @dataclass(frozen=True)
 class Measurements:
-    """
-    What was measured on N images.
+    """What was measured on N images.
 
     Args:
-        rewards (`dict[str, np.ndarray]`): Each reward and `"combined"` in the deviation form, `(N,)`.
-        features (`np.ndarray` of shape `(N, D)`): Of the feature extractor.
-        probabilities, correct (`dict[str, np.ndarray]`): By classifier, `"rewards"` and, if there is one, `"judge"`:
-            the probability of the true mechanism, and whether it is the most probable one; `(N,)`.
-        morphology (`np.ndarray` of shape `(N, F)`): Columns of [`morphology_feature_names`].
-        statistics (`np.ndarray` of shape `(N, 5)`): The shapes and counts that the rewards judge too, by the other
-            segmenter.
+        rewards: Each reward and `"combined"` in the deviation form, `(N,)`.
+        features: `(N, D)`; of the feature extractor.
+        probabilities, correct: By classifier, `"rewards"` and, if there is one, `"judge"`: the probability of the true
+            mechanism, and whether it is the most probable one; `(N,)`.
+        morphology: `(N, F)`; columns of [`morphology_feature_names`].
+        statistics: `(N, 5)`; the shapes and counts that the rewards judge too, by the other segmenter.
     """
 
     rewards: dict[str, np.ndarray]
@@ -127,14 +124,13 @@ class Measurements:
 def measure_cells(
     images: np.ndarray, moa: Sequence[str], evaluators: Evaluators, title: str = "measuring"
 ) -> Measurements:
-    """
-    Measure everything on images.
+    """Measure everything on images.
 
     Args:
-        images (`np.ndarray` of shape `(N, C, H, W)`): uint8.
-        moa (`Sequence[str]` of length N): The true mechanism of action of each.
-        evaluators ([`Evaluators`]): What looks at them.
-        title (`str`, defaults to `"measuring"`): Of the progress bar.
+        images: `(N, C, H, W)`; uint8.
+        moa: The true mechanism of action of each.
+        evaluators: What looks at them.
+        title: Of the progress bar.
 
     Raises:
         ValueError: If a mechanism is unknown to one of the classifiers, or the images are not the suite's kind.
@@ -198,12 +194,11 @@ def classify(
 
 @dataclass(frozen=True)
 class CandidateMeasurements:
-    """
-    What best-of-N needs to know of K candidates of each of N controls, `N * K` rows, control after control.
+    """What best-of-N needs to know of K candidates of each of N controls, `N * K` rows, control after control.
 
     Args:
-        measured ([`Measured`]): By the suite.
-        features (`np.ndarray` of shape `(N * K, D)`): Of the feature extractor.
+        measured: By the suite.
+        features: `(N * K, D)`; of the feature extractor.
         probabilities, correct: See [`Measurements`].
     """
 

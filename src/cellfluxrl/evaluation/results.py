@@ -64,17 +64,16 @@ def _plain(value: Any) -> Any:
 def write_results(
     folder: str | Path, results: Results, table: pd.DataFrame, settings: Mapping[str, Any]
 ) -> list[Path]:
-    """
-    Write `results.json` and the tables of an evaluation.
+    """Write `results.json` and the tables of an evaluation.
 
     Args:
-        folder (`str` or `Path`): Where the files go.
-        results ([`Results`]): What came out.
-        table (`pandas.DataFrame`): Plate, compound, concentration and mechanism of each of the N conditions.
-        settings (`Mapping[str, Any]`): What is needed to run it again.
+        folder: Where the files go.
+        results: What came out.
+        table: Plate, compound, concentration and mechanism of each of the N conditions.
+        settings: What is needed to run it again.
 
     Returns:
-        `list[Path]`: The files.
+        The files.
     """
     folder = Path(folder)
     tables = {

@@ -40,27 +40,24 @@ def push_files(
     replaces: str | Sequence[str] = (),
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """
-    Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
+    """Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
 
     After an interruption call it again: what has arrived at the Hub is not sent again.
 
     Args:
-        folder (`str` or `Path`): Where the files are.
-        files (`Sequence[str]`): Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
-        repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-        repo_type (`str`): `"dataset"` or `"model"`.
-        commit_message (`str`): One line.
-        private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-        token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-        replaces (`str` or `Sequence[str]`, defaults to none): Files of the repository whose names match one of these
-            patterns (as in a shell) and that are not sent are removed in the same commit: they are of an earlier
-            version.
-        texts (`Mapping[str, str]`, *optional*): Files that are not in the folder, by name; they win over those that
-            are.
+        folder: Where the files are.
+        files: Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
+        repo_id: `"owner/name"`; the repository is created where there is none.
+        repo_type: `"dataset"` or `"model"`.
+        commit_message: One line.
+        private: Whether only its owner may read a new repository.
+        token: An access token with the right to write; by default the one of `hf auth login`.
+        replaces: Files of the repository whose names match one of these patterns (as in a shell) and that are not sent
+            are removed in the same commit: they are of an earlier version.
+        texts: Files that are not in the folder, by name; they win over those that are.
 
     Returns:
-        `str`: The repository's address.
+        The repository's address.
 
     Raises:
         ValueError: If the card has placeholders or is refused by the Hub, the repository's name is malformed, or it is
@@ -128,8 +125,7 @@ def check_repo_id(repo_id: str) -> None:
 
 
 def load_card(path: Path, repo_type: str) -> RepoCard:
-    """
-    Read the card of a repository.
+    """Read the card of a repository.
 
     Raises:
         ValueError: If it is missing, cannot be read, or still has placeholders.
@@ -140,8 +136,7 @@ def load_card(path: Path, repo_type: str) -> RepoCard:
 
 
 def parse_card(content: str, where: str, repo_type: str) -> RepoCard:
-    """
-    Read a card from text.
+    """Read a card from text.
 
     Raises:
         ValueError: If it cannot be read or still has placeholders; `where` says which card it is.

@@ -21,11 +21,10 @@ class HubArguments(SharedArguments):
 
 
 def hub_repository(args: HubArguments) -> str | None:
-    """
-    Where to publish, found out before the training, so that a mistake does not show at its end.
+    """Where to publish, found out before the training, so that a mistake does not show at its end.
 
     Returns:
-        `str`, *optional*: `"owner/name"`; `None` if nothing is to be published.
+        `"owner/name"`; `None` if nothing is to be published.
 
     Raises:
         ValueError: If the name is malformed, or given without `push_to_hub`.
@@ -51,8 +50,7 @@ def hub_repository(args: HubArguments) -> str | None:
 
 
 def publish_run(args: HubArguments, repo_id: str) -> None:
-    """
-    Publish what a script has saved.
+    """Publish what a script has saved.
 
     Raises:
         ValueError, OSError: If that fails; what was trained is kept, and the message says how to go on.

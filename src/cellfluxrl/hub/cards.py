@@ -44,18 +44,17 @@ NO_CITATION = "Name CellFluxRL and its version."
 
 
 def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """
-    Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`.
+    """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`.
 
     Args:
-        folder (`str` or `Path`): A saved pipeline. If they are there, `training.json` and `log.jsonl` of the training
-            scripts, `results.json` of `cellfluxrl evaluate` and a picture, `samples.png` or the last of `samples/`,
-            are told of too.
-        repo_id (`str`): Where it is published.
-        license (`str`, *optional*): A licence identifier of the Hub; by default that of the training data.
+        folder: A saved pipeline. If they are there, `training.json` and `log.jsonl` of the training scripts,
+            `results.json` of `cellfluxrl evaluate` and a picture, `samples.png` or the last of `samples/`, are told of
+            too.
+        repo_id: Where it is published.
+        license: A licence identifier of the Hub; by default that of the training data.
 
     Returns:
-        `str`: Markdown with a YAML header that the Hub reads.
+        Markdown with a YAML header that the Hub reads.
 
     Raises:
         ValueError: If the results are of other weights, or of another version of the file.
@@ -97,17 +96,16 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
 
 
 def classifier_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """
-    Fill in `model_cards/classifier.md`.
+    """Fill in `model_cards/classifier.md`.
 
     Args:
-        folder (`str` or `Path`): A saved `MoAClassifier`. If they are there, `training.json`, `log.jsonl` and
-            `metrics.json` of `cellfluxrl moa` are told of too.
-        repo_id (`str`): Where it is published.
-        license (`str`, *optional*): A licence identifier of the Hub; by default that of the training data.
+        folder: A saved `MoAClassifier`. If they are there, `training.json`, `log.jsonl` and `metrics.json` of
+            `cellfluxrl moa` are told of too.
+        repo_id: Where it is published.
+        license: A licence identifier of the Hub; by default that of the training data.
 
     Returns:
-        `str`: Markdown with a YAML header that the Hub reads.
+        Markdown with a YAML header that the Hub reads.
     """
     folder = Path(folder)
     config = _read_json(folder / "config.json")
@@ -261,8 +259,7 @@ def _last_step(folder: Path) -> dict[str, Any] | None:
 
 
 def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
-    """
-    What `results.json` says of the weights beside it, or `None` where there is no such file.
+    """What `results.json` says of the weights beside it, or `None` where there is no such file.
 
     Raises:
         ValueError: If it is of other weights, or of another version of the file.

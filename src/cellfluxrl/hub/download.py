@@ -40,21 +40,20 @@ def download_pipeline(
     force_download: bool = False,
     local_files_only: bool = False,
 ) -> Path:
-    """
-    Fetch a pipeline's configurations and weights, and none of the code that lies beside them.
+    """Fetch a pipeline's configurations and weights, and none of the code that lies beside them.
 
     Everything is of one commit, whatever is published meanwhile. What is in the cache is not fetched again, and an
     interrupted download goes on where it was.
 
     Args:
-        repo_id (`str`): `"owner/name"`.
-        passed (`Collection[str]`): Components that are not needed.
-        revision (`str`, *optional*): A branch, a tag or a commit.
-        variant (`str`, *optional*): Weights of this kind, such as `"fp16"`, of all components that have them.
+        repo_id: `"owner/name"`.
+        passed: Components that are not needed.
+        revision: A branch, a tag or a commit.
+        variant: Weights of this kind, such as `"fp16"`, of all components that have them.
         cache_dir, token, force_download, local_files_only: As of `huggingface_hub.snapshot_download`.
 
     Returns:
-        `Path`: The folder in the cache.
+        The folder in the cache.
 
     Raises:
         FileNotFoundError: If there is no such repository, it holds no pipeline, or it is not in the cache and must
@@ -112,14 +111,13 @@ def readable_download_errors(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Iterator[None]:
-    """
-    Turn what goes wrong between the Hub and here into one sentence that says what to do; other errors pass.
+    """Turn what goes wrong between the Hub and here into one sentence that says what to do; other errors pass.
 
     Args:
-        repo_id (`str` or `Path`), revision (`str`, *optional*): What is loaded; or a folder, which needs no Hub.
-        kind (`str`): What it should be: `"pipeline"`, `"reward suite"`, `"classifier"`.
-        token (`str` or `bool`, *optional*): The access token that was given, if any.
-        local_files_only (`bool`, defaults to `False`): Whether only the cache is looked into.
+        repo_id, revision: What is loaded; or a folder, which needs no Hub.
+        kind: What it should be: `"pipeline"`, `"reward suite"`, `"classifier"`.
+        token: The access token that was given, if any.
+        local_files_only: Whether only the cache is looked into.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, a file of it is missing, or it is not in the cache

@@ -36,23 +36,22 @@ def push_pipeline(
     commit_message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """
-    Publish a saved pipeline in one commit: its components, a card, and the files by which diffusers loads it.
+    """Publish a saved pipeline in one commit: its components, a card, and the files by which diffusers loads it.
 
     Weights are sent as they are, all variants of them. `log.jsonl` and a picture of samples go with them; checkpoints
     and everything else in the folder do not. A `README.md` in the folder is the card; without one it is written
     ([`pipeline_card`]).
 
     Args:
-        folder (`str` or `Path`): Of a [`CellFluxPipeline`] or [`CellFluxRLPipeline`].
-        repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-        private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-        token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-        commit_message (`str`, *optional*): One line.
-        license (`str`, *optional*): A licence identifier of the Hub, for the card that is written.
+        folder: Of a [`CellFluxPipeline`] or [`CellFluxRLPipeline`].
+        repo_id: `"owner/name"`; the repository is created where there is none.
+        private: Whether only its owner may read a new repository.
+        token: An access token with the right to write; by default the one of `hf auth login`.
+        commit_message: One line.
+        license: A licence identifier of the Hub, for the card that is written.
 
     Returns:
-        `str`: The repository's address.
+        The repository's address.
 
     Raises:
         ValueError: If a component is missing, `results.json` is of other weights, or as [`push_files`] says.
@@ -91,14 +90,13 @@ def push_classifier(
     commit_message: str | None = None,
     license: str | None = None,
 ) -> str:
-    """
-    Publish a saved [`MoAClassifier`] in one commit, with a card ([`classifier_card`]) unless it has a `README.md`.
+    """Publish a saved [`MoAClassifier`] in one commit, with a card ([`classifier_card`]) unless it has a `README.md`.
 
     Args:
         folder, repo_id, private, token, commit_message, license: As in [`push_pipeline`].
 
     Returns:
-        `str`: The repository's address.
+        The repository's address.
 
     Raises:
         ValueError, PermissionError, ConnectionError: As [`push_files`] says.
@@ -129,15 +127,14 @@ def push_suite(folder: str | Path, repo_id: str, private: bool = False, token: s
 def push_folder(
     folder: str | Path, repo_id: str, private: bool = False, token: str | None = None, license: str | None = None
 ) -> str:
-    """
-    Publish a pipeline, a classifier, a reward suite or a data set; which of them it is, its files tell.
+    """Publish a pipeline, a classifier, a reward suite or a data set; which of them it is, its files tell.
 
     Args:
-        folder (`str` or `Path`): What this package has saved or built.
+        folder: What this package has saved or built.
         repo_id, private, token, license: As in [`push_pipeline`]. A suite and a data set say their licence themselves.
 
     Returns:
-        `str`: The repository's address.
+        The repository's address.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -159,8 +156,7 @@ def push_folder(
 
 
 def kind_of(folder: str | Path) -> str:
-    """
-    What a folder holds: `"pipeline"`, `"classifier"`, `"reward suite"` or `"data set"`.
+    """What a folder holds: `"pipeline"`, `"classifier"`, `"reward suite"` or `"data set"`.
 
     Raises:
         FileNotFoundError: If there is no such folder.
@@ -186,13 +182,12 @@ def kind_of(folder: str | Path) -> str:
 
 
 def copy_records(source: str | Path | None, folder: str | Path) -> None:
-    """
-    Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
+    """Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
 
     Args:
-        source (`str` or `Path`, *optional*): That folder, if it is one.
-        folder (`str` or `Path`): Where a pipeline or classifier was saved. If the weights, of a pipeline those of its
-            network, are others by now, nothing is copied.
+        source: That folder, if it is one.
+        folder: Where a pipeline or classifier was saved. If the weights, of a pipeline those of its network, are
+            others by now, nothing is copied.
     """
     folder = Path(folder)
     source = Path(source) if source else None

@@ -18,14 +18,13 @@ LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping[str, Any]) -> None:
-    """
-    Write `training.json`.
+    """Write `training.json`.
 
     Args:
-        output_dir (`str` or `Path`): Where the script saves.
-        script (`str`): Its name: `"pretrain"`, `"moa"` or `"rl"`.
+        output_dir: Where the script saves.
+        script: Its name: `"pretrain"`, `"moa"` or `"rl"`.
         args: Its arguments, a dataclass.
-        splits (`Mapping[str, datasets.Dataset]`): The cells that it was trained on, and the held-out ones.
+        splits: The cells that it was trained on, and the held-out ones.
     """
     settings = dataclasses.asdict(args)
     base = settings.get("pretrained_model_name_or_path")

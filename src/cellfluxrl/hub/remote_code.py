@@ -37,14 +37,13 @@ def _import_line(module: str, class_name: str) -> str:
 
 
 def with_shims(index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """
-    Let a pipeline's index point to files beside the components.
+    """Let a pipeline's index point to files beside the components.
 
     Args:
-        index (`Mapping[str, Any]`): What is in `model_index.json`.
+        index: What is in `model_index.json`.
 
     Returns:
-        `tuple[dict[str, Any], dict[str, str]]`: The index, and the files by name.
+        The index, and the files by name.
 
     Example:
         >>> index = {"_class_name": "CellFluxPipeline", "unet": ["cellfluxrl.models.unet", "CellFluxUNet2DModel"]}
@@ -67,11 +66,10 @@ def with_shims(index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def with_modules(index: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Let a pipeline's index point to the installed modules, so that no file of a repository is run.
+    """Let a pipeline's index point to the installed modules, so that no file of a repository is run.
 
     Args:
-        index (`Mapping[str, Any]`): What is in `model_index.json`, of this or an earlier version.
+        index: What is in `model_index.json`, of this or an earlier version.
 
     Example:
         >>> with_modules({"_class_name": ["cellfluxrl_pipeline", "CellFluxPipeline"]})

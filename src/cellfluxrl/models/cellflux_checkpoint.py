@@ -64,13 +64,13 @@ def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = 
     """Read the network's tensors, under the original's names without prefixes.
 
     Args:
-        source (`str`, `os.PathLike` or `Mapping`): a `.safetensors` file, a file written by `torch.save`, or what
-            such a file holds: a state dict, or a checkpoint with a state dict under `"model"`.
-        use_ema (`bool`, defaults to `True`): take the moving average where there is one: `shadow_params.N` within
-            the state dict, or under `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
+        source: a `.safetensors` file, a file written by `torch.save`, or what such a file holds: a state dict, or a
+            checkpoint with a state dict under `"model"`.
+        use_ema: take the moving average where there is one: `shadow_params.N` within the state dict, or under
+            `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
 
     Returns:
-        `tuple[dict[str, torch.Tensor], str]`: the tensors, and in words which of the checkpoint's they are.
+        the tensors, and in words which of the checkpoint's they are.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -178,8 +178,8 @@ def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, An
     """Translate the original's constructor arguments, and infer from the weights what is not given.
 
     Args:
-        config (`Mapping`): arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
-        weights (`dict[str, torch.Tensor]`): the tensors under the original's names.
+        config: arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
+        weights: the tensors under the original's names.
     """
     own = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
     known = list(inspect.signature(CellFluxUNet2DModel).parameters)
@@ -276,11 +276,10 @@ def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attenti
     """Return `weights` as a state dict of `unet`.
 
     Args:
-        weights (`dict[str, torch.Tensor]`): every tensor of the network under the original's names.
-        unet (`CellFluxUNet2DModel`): the network to fit.
-        use_new_attention_order (`bool`, defaults to `True`, as in all of CellFlux's configurations): whether the
-            original computed queries, keys and values first and split them into heads next. It did the reverse with
-            `False`; the rows are then reordered.
+        weights: every tensor of the network under the original's names.
+        unet: the network to fit.
+        use_new_attention_order: whether the original computed queries, keys and values first and split them into heads
+            next. It did the reverse with `False`; the rows are then reordered.
     """
     names = original_names(unet)
     if missing := [name for name in names if name not in weights]:

@@ -22,16 +22,15 @@ _EXCERPT = 30  # characters shown on either side of a mistake
 
 
 def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndarray:
-    """
-    Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, as CellFlux conditions on.
+    """Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, as CellFlux conditions on.
 
     Args:
-        smiles (`str`): The molecule, without a name or extensions after it.
-        radius (`int`, defaults to 2): Radius of the circular environments, in bonds.
-        num_bits (`int`, defaults to 1024): Number of bins.
+        smiles: The molecule, without a name or extensions after it.
+        radius: Radius of the circular environments, in bonds.
+        num_bits: Number of bins.
 
     Returns:
-        `numpy.ndarray` of shape `(num_bits,)`, float32: how often an environment of each bin occurs.
+        `(num_bits,)`, float32; how often an environment of each bin occurs.
 
     Raises:
         ValueError: If RDKit cannot read the SMILES; says why, and points at the character where it can.
@@ -113,18 +112,15 @@ def _unclosed_ring(smiles: str) -> int | None:
 
 
 class CompoundEncoder(ModelMixin, ConfigMixin):
-    """
-    Turns compound names or SMILES into hashed Morgan counts (radius 2, 1024 bins).
+    """Turns compound names or SMILES into hashed Morgan counts (radius 2, 1024 bins).
 
     Names are looked up in a table that is saved with the pipeline, so that a compound of one's own is known by name
     wherever the pipeline is loaded. Integers are returned as they are, without normalisation, as CellFlux does.
 
     Args:
-        compounds (`dict[str, dict[str, str]]`, *optional*):
-            Name -> `{"smiles": ..., "moa": ...}` (`moa` may be empty); the 35 compounds of BBBC021 by default.
-        radius (`int`, defaults to 2), num_bits (`int`, defaults to 1024): See [`morgan_counts`].
-        log_dose (`bool`, defaults to `False`):
-            Append log10 of the concentration in uM to each condition; CellFlux knows no dose.
+        compounds: Name -> `{"smiles": ..., "moa": ...}` (`moa` may be empty); the 35 compounds of BBBC021 by default.
+        radius, num_bits: See [`morgan_counts`].
+        log_dose: Append log10 of the concentration in uM to each condition; CellFlux knows no dose.
 
     Example:
         >>> encoder = CompoundEncoder()
@@ -176,15 +172,13 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         smiles: Sequence[str] | None = None,
         concentrations: Sequence[float] | None = None,
     ) -> torch.Tensor:
-        """
-        Encode compounds by name, or molecules by SMILES.
+        """Encode compounds by name, or molecules by SMILES.
 
         Args:
-            compounds (`Sequence[str]`, *optional*): Known names.
-            smiles (`Sequence[str]`, *optional*): Any molecules; give either this or `compounds`.
-            concentrations (`Sequence[float]`, *optional*):
-                One for each, in uM; needed with `log_dose`, and refused without. The last column is their log10, and
-                log10 of `NO_DOSE` = -6 where the concentration is 0 or the compound is the control.
+            compounds: Known names.
+            smiles: Any molecules; give either this or `compounds`.
+            concentrations: One for each, in uM; needed with `log_dose`, and refused without. The last column is their
+                log10, and log10 of `NO_DOSE` = -6 where the concentration is 0 or the compound is the control.
 
         Returns:
             `torch.Tensor` of shape `(N, condition_dim)`, on the encoder's device.
@@ -230,13 +224,12 @@ def _log_doses(concentrations: Sequence[float], names: Sequence[str]) -> np.ndar
 
 
 def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]], log_dose: bool = False) -> CompoundEncoder:
-    """
-    Build an encoder that knows the 35 compounds of BBBC021 and those of a data set.
+    """Build an encoder that knows the 35 compounds of BBBC021 and those of a data set.
 
     Args:
-        dataset_compounds (`Sequence[tuple[str, str, str]]`):
-            Name, SMILES and MoA of each; a compound may be there several times, with "" at doses without a known MoA.
-        log_dose (`bool`, defaults to `False`): See [`CompoundEncoder`].
+        dataset_compounds: Name, SMILES and MoA of each; a compound may be there several times, with "" at doses
+            without a known MoA.
+        log_dose: See [`CompoundEncoder`].
 
     Raises:
         ValueError: For a compound without a SMILES, or with one that RDKit cannot read.

@@ -25,12 +25,11 @@ RANGE_TOLERANCE = 1e-4
 
 @dataclass
 class MoAClassifierOutput(BaseOutput):
-    """
-    Output of [`MoAClassifier`].
+    """Output of [`MoAClassifier`].
 
     Args:
-        logits (`torch.Tensor` of shape `(N, num_moas)`): Calibrated logits, in the order of `config.moas`.
-        features (`torch.Tensor` of shape `(N, 4 * width)`): The activations before the last layer.
+        logits: `(N, num_moas)`; calibrated logits, in the order of `config.moas`.
+        features: `(N, 4 * width)`; the activations before the last layer.
     """
 
     logits: torch.Tensor
@@ -56,20 +55,19 @@ class ResidualBlock(nn.Module):
 
 
 class MoAClassifier(ModelMixin, ConfigMixin):
-    """
-    Three residual blocks, pooled by mean and maximum, with a temperature that calibrates the probabilities.
+    """Three residual blocks, pooled by mean and maximum, with a temperature that calibrates the probabilities.
 
     Images come normalised by plate, as every data set of this package is ([`plate_stretch`]); the network then
     standardises each channel by the mean and standard deviation of its training set. It works at one size: crops of
     another are resampled to it, large ones with antialiasing, and must show the same field of view.
 
     Args:
-        moas (`Sequence[str]`): The classes; `"DMSO"` stands for untreated cells.
-        channel_names (`Sequence[str]`, defaults to `("dna", "tubulin", "actin")`): Channels of the images, in order.
-        width (`int`, defaults to 16): Channels at half the image size; there are twice as many at a quarter of it and
-            four times as many at an eighth.
-        dropout (`float`, defaults to 0.1): Dropout before the last layer.
-        image_size (`int`, defaults to 48): Height and width at which the network works, a multiple of 8.
+        moas: The classes; `"DMSO"` stands for untreated cells.
+        channel_names: Channels of the images, in order.
+        width: Channels at half the image size; there are twice as many at a quarter of it and four times as many at an
+            eighth.
+        dropout: Dropout before the last layer.
+        image_size: Height and width at which the network works, a multiple of 8.
 
     Example:
         >>> classifier = MoAClassifier(moas=["DMSO", "Protein synthesis"]).eval()
@@ -108,8 +106,8 @@ class MoAClassifier(ModelMixin, ConfigMixin):
     ) -> MoAClassifierOutput | tuple[torch.Tensor, ...]:
         """
         Args:
-            images (`torch.Tensor` of shape `(N, C, H, W)`): Images in [-1, 1].
-            return_dict (`bool`, defaults to `True`): Return a [`MoAClassifierOutput`], else `(logits, features)`.
+            images: `(N, C, H, W)`; images in [-1, 1].
+            return_dict: Return a [`MoAClassifierOutput`], else `(logits, features)`.
 
         Raises:
             ValueError: For other channels, integers, an empty batch, NaN, infinity, or values outside [-1, 1].
@@ -142,8 +140,7 @@ class MoAClassifier(ModelMixin, ConfigMixin):
             raise ValueError(f"images must be finite and lie in [-1, 1], got values from {low:g} to {high:g}")
 
     def class_indices(self, moas: Sequence[str]) -> torch.Tensor:
-        """
-        Positions of MoA names among the classes.
+        """Positions of MoA names among the classes.
 
         Raises:
             ValueError: For a MoA that the classifier was not trained on, with the nearest one.
@@ -155,11 +152,10 @@ class MoAClassifier(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MoAClassifier:
-        """
-        Load a classifier from a folder or from the Hugging Face Hub.
+        """Load a classifier from a folder or from the Hugging Face Hub.
 
         Args:
-            pretrained_model_name_or_path (`str` or `Path`): A folder, or `"owner/name"` on the Hub.
+            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub.
             **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
                 Weights are safetensors only.
 
@@ -174,13 +170,12 @@ class MoAClassifier(ModelMixin, ConfigMixin):
     def save_pretrained(
         self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
     ) -> None:
-        """
-        Save the classifier into a folder.
+        """Save the classifier into a folder.
 
         Args:
-            save_directory (`str` or `Path`): Made if it is not there.
-            push_to_hub (`bool`, defaults to `False`): Publish it too: `repo_id` (by default the folder's name),
-                `private`, `token`, `commit_message` and `license` are passed on to [`push_to_hub`].
+            save_directory: Made if it is not there.
+            push_to_hub: Publish it too: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`
+                and `license` are passed on to [`push_to_hub`].
             *args, **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
         """
         hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
@@ -197,21 +192,20 @@ class MoAClassifier(ModelMixin, ConfigMixin):
         commit_message: str | None = None,
         license: str | None = None,
     ) -> str:
-        """
-        Publish the classifier on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
+        """Publish the classifier on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
 
         What the card says of training and accuracy is in the folder that it was loaded from, and is left out if the
         weights are others by now.
 
         Args:
-            repo_id (`str`): `"owner/name"`; the repository is created where there is none.
-            private (`bool`, defaults to `False`): Whether only its owner may read a new repository.
-            token (`str`, *optional*): An access token with the right to write; by default the one of `hf auth login`.
-            commit_message (`str`, *optional*): One line.
-            license (`str`, *optional*): A licence identifier of the Hub, where the training data do not say it.
+            repo_id: `"owner/name"`; the repository is created where there is none.
+            private: Whether only its owner may read a new repository.
+            token: An access token with the right to write; by default the one of `hf auth login`.
+            commit_message: One line.
+            license: A licence identifier of the Hub, where the training data do not say it.
 
         Returns:
-            `str`: The repository's address.
+            The repository's address.
 
         Raises:
             ValueError, PermissionError, ConnectionError: As [`push_files`] says.
@@ -227,13 +221,11 @@ class MoAClassifier(ModelMixin, ConfigMixin):
 
 
 def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> float:
-    """
-    Expected calibration error of the predicted class (Guo et al., 2017): mean |accuracy - confidence| over bins.
+    """Expected calibration error of the predicted class (Guo et al., 2017): mean |accuracy - confidence| over bins.
 
     Args:
-        probabilities (`torch.Tensor` of shape `(N, K)`), labels (`torch.Tensor` of shape `(N,)`): What was predicted
-            and what is true.
-        num_bins (`int`, defaults to 10): Bins of the confidence, of equal width.
+        probabilities, labels: `(N, K)` and `(N,)`; what was predicted and what is true.
+        num_bins: Bins of the confidence, of equal width.
     """
     confidence, predicted = probabilities.max(dim=1)
     correct = (predicted == labels).float()

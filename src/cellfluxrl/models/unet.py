@@ -99,7 +99,7 @@ class CellFluxUNet2DOutput(BaseOutput):
     """The output of [`CellFluxUNet2DModel`].
 
     Args:
-        sample (`torch.Tensor` of shape `(N, C, H, W)`): the velocity dx/dt, in the units of the images.
+        sample: `(N, C, H, W)`; the velocity dx/dt, in the units of the images.
     """
 
     sample: torch.Tensor
@@ -136,11 +136,10 @@ def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) 
     """Bring the counts of a fingerprint to a common scale.
 
     Args:
-        condition (`torch.Tensor` of shape `(N, D)`): counts, followed by `dose_dim` columns that are returned as they
-            are.
-        norm (`str`): `"log1p"`, sign(c) log(1 + |c|) of each count; `"unit_rms"`, which scales each row to a root
-            mean square of 1 (a row of zeros stays so); or `"log1p_unit_rms"`, one after the other.
-        dose_dim (`int`, defaults to 0): number of columns that are no counts.
+        condition: `(N, D)`; counts, followed by `dose_dim` columns that are returned as they are.
+        norm: `"log1p"`, sign(c) log(1 + |c|) of each count; `"unit_rms"`, which scales each row to a root mean square
+            of 1 (a row of zeros stays so); or `"log1p_unit_rms"`, one after the other.
+        dose_dim: number of columns that are no counts.
 
     Returns:
         `torch.Tensor` of shape `(N, D)`.
@@ -186,13 +185,13 @@ class ResnetBlock(nn.Module):
     """Two convolutions with a shortcut; the embedding of time and condition enters between them.
 
     Args:
-        in_channels, out_channels (`int`): channels before and after.
-        embedding_dim (`int`): width of the embedding.
-        dropout (`float`): dropout probability before the second convolution.
-        use_scale_shift_norm (`bool`): the embedding scales and shifts the second normalization (FiLM) instead of
-            being added before it.
-        norm_num_groups (`int`): groups of the group normalizations.
-        resampler (`Downsample` or `Upsample`, *optional*): applied to both the branch and the shortcut.
+        in_channels, out_channels: channels before and after.
+        embedding_dim: width of the embedding.
+        dropout: dropout probability before the second convolution.
+        use_scale_shift_norm: the embedding scales and shifts the second normalization (FiLM) instead of being added
+            before it.
+        norm_num_groups: groups of the group normalizations.
+        resampler: applied to both the branch and the shortcut.
     """
 
     def __init__(
@@ -241,9 +240,9 @@ class SelfAttention(nn.Module):
     """Every pixel of a feature map attends to every other one; residual.
 
     Args:
-        channels (`int`): channels of the feature map.
-        num_heads (`int`): attention heads; divides `channels`.
-        norm_num_groups (`int`): groups of the group normalization.
+        channels: channels of the feature map.
+        num_heads: attention heads; divides `channels`.
+        norm_num_groups: groups of the group normalization.
     """
 
     def __init__(self, channels: int, num_heads: int, norm_num_groups: int):
@@ -301,42 +300,42 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
     BBBC021.
 
     Args:
-        sample_size (`int`, defaults to 96): height and width of the training images in pixels; the network itself is
-            fully convolutional and takes any size divisible by `patch_size * 2 ** (len(channel_mult) - 1)`.
-        in_channels (`int`, defaults to 3): image channels.
-        out_channels (`int`, defaults to 3): channels of the velocity; equal to `in_channels`.
-        model_channels (`int`, defaults to 128): base width; also the width of the sinusoid of time.
-        num_res_blocks (`int`, defaults to 4): residual blocks per resolution on the way down (one more on the way up).
-        attention_resolutions (`tuple[int]`, defaults to `(2,)`): downsampling factors, counted after `patch_size`,
-            at which every residual block is followed by attention. The middle block always has it.
-        channel_mult (`tuple[float]`, defaults to `(2, 2, 2)`): widths of the resolutions as multiples of
-            `model_channels`; its length is the number of resolutions.
-        num_heads (`int`, defaults to 1): attention heads, unless `num_head_channels` is given.
-        num_head_channels (`int`, defaults to -1): channels per attention head; -1 follows `num_heads`.
-        num_heads_upsample (`int`, defaults to -1): attention heads on the way up; -1 follows `num_heads`.
-        dropout (`float`, defaults to 0.3): dropout probability inside the residual blocks, in [0, 1].
-        use_scale_shift_norm (`bool`, defaults to `True`): time and condition scale and shift the normalizations
-            instead of being added to the feature maps.
-        conv_resample (`bool`, defaults to `False`): resample with learned convolutions.
-        resblock_updown (`bool`, defaults to `False`): resample inside residual blocks; overrides `conv_resample`.
-        condition_dim (`int` or `None`, defaults to 1024): width of the condition, for instance of the compound's
-            fingerprint; `None` for an unconditional network.
-        channel_names (`tuple[str]`, defaults to `("dna", "tubulin", "actin")`): what the channels show, in order.
-        patch_size (`int`, defaults to 1): the network runs on `patch_size` x `patch_size` patches folded into
-            channels, hence at 1 / `patch_size` of the resolution.
-        prediction_type (`str`, defaults to `"velocity"`): what the last layer predicts, `"velocity"` or `"target"`
-            (the treated image x1). `forward` returns a velocity in both cases.
-        min_time_remaining (`float`, defaults to 0.1): with `"target"`, 1 - t is taken to be at least this much when
-            the target is turned into a velocity; in (0, 1].
-        norm_num_groups (`int`, defaults to 32): groups of the group normalizations; divides every width.
-        condition_norm (`str` or `None`, defaults to `None`): what is done to the condition before its linear layer:
-            nothing, as in CellFlux, or a normalization of [`normalized_condition`]: `"log1p"`, `"unit_rms"` or
-            `"log1p_unit_rms"`. `benchmarks/condition_use.py` measures what they do.
-        dose_dim (`int`, defaults to 0): how many of the condition's last columns are doses (log10 of the
-            concentration in uM, 1 with `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are:
-            a dose is no count, may be negative, and must not change the scale of its compound.
-        trained_unconditionally (`bool`, defaults to `True`): whether training left the condition out at times, which
-            guidance needs; for the record only.
+        sample_size: height and width of the training images in pixels; the network itself is fully convolutional and
+            takes any size divisible by `patch_size * 2 ** (len(channel_mult) - 1)`.
+        in_channels: image channels.
+        out_channels: channels of the velocity; equal to `in_channels`.
+        model_channels: base width; also the width of the sinusoid of time.
+        num_res_blocks: residual blocks per resolution on the way down (one more on the way up).
+        attention_resolutions: downsampling factors, counted after `patch_size`, at which every residual block is
+            followed by attention. The middle block always has it.
+        channel_mult: widths of the resolutions as multiples of `model_channels`; its length is the number of
+            resolutions.
+        num_heads: attention heads, unless `num_head_channels` is given.
+        num_head_channels: channels per attention head; -1 follows `num_heads`.
+        num_heads_upsample: attention heads on the way up; -1 follows `num_heads`.
+        dropout: dropout probability inside the residual blocks, in [0, 1].
+        use_scale_shift_norm: time and condition scale and shift the normalizations instead of being added to the
+            feature maps.
+        conv_resample: resample with learned convolutions.
+        resblock_updown: resample inside residual blocks; overrides `conv_resample`.
+        condition_dim: width of the condition, for instance of the compound's fingerprint; `None` for an unconditional
+            network.
+        channel_names: what the channels show, in order.
+        patch_size: the network runs on `patch_size` x `patch_size` patches folded into channels, hence at 1 /
+            `patch_size` of the resolution.
+        prediction_type: what the last layer predicts, `"velocity"` or `"target"` (the treated image x1). `forward`
+            returns a velocity in both cases.
+        min_time_remaining: with `"target"`, 1 - t is taken to be at least this much when the target is turned into a
+            velocity; in (0, 1].
+        norm_num_groups: groups of the group normalizations; divides every width.
+        condition_norm: what is done to the condition before its linear layer: nothing, as in CellFlux, or a
+            normalization of [`normalized_condition`]: `"log1p"`, `"unit_rms"` or `"log1p_unit_rms"`.
+            `benchmarks/condition_use.py` measures what they do.
+        dose_dim: how many of the condition's last columns are doses (log10 of the concentration in uM, 1 with
+            `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are: a dose is no count, may be
+            negative, and must not change the scale of its compound.
+        trained_unconditionally: whether training left the condition out at times, which guidance needs; for the record
+            only.
 
     Example:
         >>> import torch
@@ -502,12 +501,12 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         """Build a network with random weights from one of `PRESETS`.
 
         Args:
-            name (`str`): as published with CellFlux, 56 M parameters each: `"bbbc021"`, `"rxrx1"` (6 channels, a
-                200-d gene2vec embedding as condition) and `"cpg0000"` (5 channels of Cell Painting, condition_dim
-                1224: 1024 of a fingerprint and 200 of gene2vec, in an order that the publication leaves open). Of
-                the latter two, the order of the channels is that of the data sets' own documentation; where yours
-                differs, or your conditions do, override `channel_names` or `condition_dim`. Also `"small"` (2.3 M,
-                trains on a CPU) and `"tiny"` (0.1 M, for tests).
+            name: as published with CellFlux, 56 M parameters each: `"bbbc021"`, `"rxrx1"` (6 channels, a 200-d
+                gene2vec embedding as condition) and `"cpg0000"` (5 channels of Cell Painting, condition_dim 1224: 1024
+                of a fingerprint and 200 of gene2vec, in an order that the publication leaves open). Of the latter two,
+                the order of the channels is that of the data sets' own documentation; where yours differs, or your
+                conditions do, override `channel_names` or `condition_dim`. Also `"small"` (2.3 M, trains on a CPU) and
+                `"tiny"` (0.1 M, for tests).
             **overrides: configuration values that differ from the preset's.
 
         Example:
@@ -527,19 +526,16 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         """Load the weights of the original CellFlux code. Nothing is unpickled beyond tensors and plain values.
 
         Args:
-            path_or_state_dict (`str`, `os.PathLike` or `Mapping`): a `.safetensors` file, a checkpoint written by
-                `torch.save` (`.pth`), or a dictionary of tensors under the original's names, with or without
-                `module.` and `model.` in front.
-            config (`Mapping` or `str`, *optional*): the original's constructor arguments, this model's own, or the
-                name of a preset; what it leaves out is inferred from the shapes of the weights. Not visible in the
-                shapes, so taken from this model's defaults: `num_heads` (1), `dropout` and `sample_size`.
-                `channel_names` defaults to the order of the original's images: actin, tubulin, dna for 3 channels,
-                else `channel_0`, `channel_1`, ...
-            use_ema (`bool`, defaults to `True`): take the exponential moving average of the weights where the
-                checkpoint has one.
+            path_or_state_dict: a `.safetensors` file, a checkpoint written by `torch.save` (`.pth`), or a dictionary
+                of tensors under the original's names, with or without `module.` and `model.` in front.
+            config: the original's constructor arguments, this model's own, or the name of a preset; what it leaves out
+                is inferred from the shapes of the weights. Not visible in the shapes, so taken from this model's
+                defaults: `num_heads` (1), `dropout` and `sample_size`. `channel_names` defaults to the order of the
+                original's images: actin, tubulin, dna for 3 channels, else `channel_0`, `channel_1`, ...
+            use_ema: take the exponential moving average of the weights where the checkpoint has one.
 
         Returns:
-            `CellFluxUNet2DModel`: the network, in evaluation mode.
+            the network, in evaluation mode.
 
         Example:
             >>> unet = CellFluxUNet2DModel.from_cellflux_checkpoint("checkpoint.pth")  # doctest: +SKIP
@@ -565,16 +561,15 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         """Predict the velocity dx/dt at `sample`.
 
         Args:
-            sample (`torch.Tensor` of shape `(N, C, H, W)`): images x_t, in [-1, 1] at both ends of the flow.
-            timestep (`float` or `torch.Tensor` of shape `()` or `(N,)`): t in [0, 1]; 0 = control, 1 = treated.
-            condition (`torch.Tensor` of shape `(N, condition_dim)`, *optional*): for instance Morgan counts; `None`
-                for the unconditional velocity.
-            condition_mask (`torch.Tensor` of shape `(N,)`, bool, *optional*): rows with `False` are unconditional,
-                so that condition dropout and guidance run in one forward pass.
-            return_dict (`bool`, defaults to `True`): return a [`CellFluxUNet2DOutput`] instead of a tuple.
+            sample: `(N, C, H, W)`; images x_t, in [-1, 1] at both ends of the flow.
+            timestep: `()` or `(N,)`; t in [0, 1]; 0 = control, 1 = treated.
+            condition: `(N, condition_dim)`; for instance Morgan counts; `None` for the unconditional velocity.
+            condition_mask: `(N,)`, bool; rows with `False` are unconditional, so that condition dropout and guidance
+                run in one forward pass.
+            return_dict: return a [`CellFluxUNet2DOutput`] instead of a tuple.
 
         Returns:
-            [`CellFluxUNet2DOutput`] or `tuple`: the velocity `(N, C, H, W)`, in the dtype of `sample`.
+            the velocity `(N, C, H, W)`, in the dtype of `sample`.
         """
         velocity = self.predict(sample, timestep, condition, condition_mask)
         if self.config.prediction_type == "target":

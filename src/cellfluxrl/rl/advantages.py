@@ -16,12 +16,11 @@ STDS = ("global", "group", "per_reward")
 class Advantages:
     """
     Args:
-        advantage (`torch.Tensor` of shape `(N,)`): Reward above the group's mean, in standard deviations; 0 where
-            there is no signal.
-        r (`torch.Tensor` of shape `(N,)`): In [0, 1]; above 1/2 pulls towards a rollout, below pushes away.
-        finite (`torch.Tensor` of shape `(N,)`, bool): Whether the rollout's reward is a finite number.
-        signal (`torch.Tensor` of shape `(N,)`, bool): Whether it is, and those of its group are not all the same.
-        dead_groups (`float`): Share of the groups without variance, which give no signal.
+        advantage: `(N,)`; reward above the group's mean, in standard deviations; 0 where there is no signal.
+        r: `(N,)`; in [0, 1]; above 1/2 pulls towards a rollout, below pushes away.
+        finite: `(N,)`, bool; whether the rollout's reward is a finite number.
+        signal: `(N,)`, bool; whether it is, and those of its group are not all the same.
+        dead_groups: Share of the groups without variance, which give no signal.
     """
 
     advantage: torch.Tensor
@@ -38,21 +37,21 @@ def compute_advantages(
     std: str = "global",
     clip: float = 2.0,
 ) -> Advantages:
-    """
-    Compare each rollout with the mean of its group: A = (R - group mean) / std, r = 1/2 + 1/2 clip(A / clip, -1, 1).
+    """Compare each rollout with the mean of its group: A = (R - group mean) / std, r = 1/2 + 1/2 clip(A / clip, -1,
+    1).
 
     A reward that is not finite leaves its rollout out: it does not count in the group's mean and gets r = 1/2. So does
     every rollout of a group whose rewards are all the same.
 
     Args:
-        rewards (`Mapping[str, torch.Tensor]` of shape `(N,)` each): Rewards of each rollout, by name.
-        groups (`torch.Tensor` of shape `(N,)`): Rollouts with the same integer share a baseline.
-        weights (`Mapping[str, float]`, *optional*): Weight of each reward; by default 1.
-        std (`str`, defaults to `"global"`): `"global"` divides the weighted sum of the rewards by one standard
-            deviation for all groups (DiffusionNFT), `"group"` by each group's own (GRPO). `"per_reward"` first divides
-            each reward by its own, so that none drowns another whatever its scale, and then adds them up (the
-            decoupled normalisation of GDPO).
-        clip (`float`, defaults to 2.0): Advantages of this many standard deviations reach r = 0 or 1.
+        rewards: `(N,)` each; rewards of each rollout, by name.
+        groups: `(N,)`; rollouts with the same integer share a baseline.
+        weights: Weight of each reward; by default 1.
+        std: `"global"` divides the weighted sum of the rewards by one standard deviation for all groups
+            (DiffusionNFT), `"group"` by each group's own (GRPO). `"per_reward"` first divides each reward by its own,
+            so that none drowns another whatever its scale, and then adds them up (the decoupled normalisation of
+            GDPO).
+        clip: Advantages of this many standard deviations reach r = 0 or 1.
 
     Raises:
         ValueError: If `std` is unknown, or `clip` is not positive.

@@ -37,8 +37,7 @@ def check_curriculum(curriculum: Sequence[Mapping[str, Any]]) -> None:
 
 
 def overrides_at(curriculum: Sequence[Mapping[str, Any]], iteration: int) -> dict[str, Any]:
-    """
-    The settings that differ from the initial ones in an iteration, counted from 0; a later entry wins.
+    """The settings that differ from the initial ones in an iteration, counted from 0; a later entry wins.
 
     Example:
         >>> overrides_at([{"from_step": 50, "kl_weight": 0.3}, {"from_step": 80, "kl_weight": 0.1}], 79)

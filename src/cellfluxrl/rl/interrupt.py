@@ -15,8 +15,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Interrupt:
-    """
-    While it is entered, Ctrl-C (SIGINT) and SIGTERM only set `requested`; the third of them interrupts at once.
+    """While it is entered, Ctrl-C (SIGINT) and SIGTERM only set `requested`; the third of them interrupts at once.
 
     Two are not enough to mean it: where a launcher started the process, the terminal sends one and the launcher
     another. Signals that the process ignores stay ignored, and only the main thread can be interrupted.

@@ -10,8 +10,8 @@ BOUNDS = (1e-4, 1e4)
 
 
 def controlled_kl_weight(level: float, distance: float, target: float) -> tuple[float, float]:
-    """
-    Raise the KL weight where the policy is further from the base than it should be, and lower it where it is nearer.
+    """Raise the KL weight where the policy is further from the base than it should be, and lower it where it is
+    nearer.
 
     A proportional-integral controller in log space: with e = clip(log(distance / target), -2, 2), the level moves by
     log l <- log l + 0.1 e, within 1e-4..1e4, and the weight is l exp(2 e). Integral action alone, as the controller of
@@ -19,12 +19,12 @@ def controlled_kl_weight(level: float, distance: float, target: float) -> tuple[
     follows the weight only after many iterations.
 
     Args:
-        level (`float`): The weight at which the distance would be right, as far as is known.
-        distance (`float`): The distance to the base that was measured.
-        target (`float`): The distance that is asked for.
+        level: The weight at which the distance would be right, as far as is known.
+        distance: The distance to the base that was measured.
+        target: The distance that is asked for.
 
     Returns:
-        `tuple[float, float]`: The new level, and the weight.
+        The new level, and the weight.
 
     Example:
         >>> level, weight = controlled_kl_weight(0.1, distance=0.02, target=0.01)

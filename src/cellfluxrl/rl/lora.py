@@ -9,19 +9,19 @@ from cellfluxrl.averaging import frozen_copy
 
 
 def add_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
-    """
-    Freeze the weights of `model`, in place, and add trainable low-rank updates to its linear layers and convolutions.
+    """Freeze the weights of `model`, in place, and add trainable low-rank updates to its linear layers and
+    convolutions.
 
     At first they change nothing. The first convolution, which is small, and attention, which applies the weights of
     its projections without calling the layers, are left as they are.
 
     Args:
-        model (`torch.nn.Module`): A [`CellFluxUNet2DModel`] or any other network.
-        rank (`int`): Of the updates, which are scaled by 2 (alpha = 2 rank, as in DiffusionNFT).
-        seed (`int`, defaults to 0): Of their initial weights.
+        model: A [`CellFluxUNet2DModel`] or any other network.
+        rank: Of the updates, which are scaled by 2 (alpha = 2 rank, as in DiffusionNFT).
+        seed: Of their initial weights.
 
     Returns:
-        `torch.nn.Module`: `model`.
+        `model`.
 
     Raises:
         ImportError: If peft is not installed.

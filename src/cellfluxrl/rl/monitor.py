@@ -18,8 +18,7 @@ import torch
 
 @dataclass(frozen=True)
 class Moments:
-    """
-    Mean and its standard error for each of L labels; NaN for labels without samples.
+    """Mean and its standard error for each of L labels; NaN for labels without samples.
 
     Args:
         mean, standard_error (`torch.Tensor` of shape `(L,)`).
@@ -30,13 +29,12 @@ class Moments:
 
 
 def moments(values: torch.Tensor, labels: torch.Tensor, num_labels: int) -> Moments:
-    """
-    Mean and standard error of each label.
+    """Mean and standard error of each label.
 
     Args:
-        values (`torch.Tensor` of shape `(N,)`): NaN is left out.
-        labels (`torch.Tensor` of shape `(N,)`): Integers from 0 to `num_labels` - 1.
-        num_labels (`int`): L.
+        values: `(N,)`; NaN is left out.
+        labels: `(N,)`; integers from 0 to `num_labels` - 1.
+        num_labels: L.
 
     Example:
         >>> real = moments(torch.tensor([1.0, 3.0, 5.0]), torch.tensor([0, 0, 1]), num_labels=2)
@@ -54,16 +52,15 @@ def moments(values: torch.Tensor, labels: torch.Tensor, num_labels: int) -> Mome
 
 
 def squared_deviations(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """
-    Squared distance of each sample to the mean of its label: how diverse the samples of one label are.
+    """Squared distance of each sample to the mean of its label: how diverse the samples of one label are.
 
     Args:
-        vectors (`torch.Tensor` of shape `(N, S)`): Statistics or features, of comparable scales.
-        labels (`torch.Tensor` of shape `(N,)`): Samples with the same integer differ by chance only.
+        vectors: `(N, S)`; statistics or features, of comparable scales.
+        labels: `(N,)`; samples with the same integer differ by chance only.
 
     Returns:
-        `torch.Tensor` of shape `(N,)`: mean over the S columns, times n / (n - 1) for the n samples of the label, so
-        that its mean does not depend on n; NaN for samples with a NaN, and for those alone with their label.
+        `(N,)`; mean over the S columns, times n / (n - 1) for the n samples of the label, so that its mean does not
+        depend on n; NaN for samples with a NaN, and for those alone with their label.
 
     Example:
         >>> squared_deviations(torch.tensor([[0.0], [2.0], [10.0]]), torch.tensor([0, 0, 1])).tolist()
@@ -80,8 +77,7 @@ def squared_deviations(vectors: torch.Tensor, labels: torch.Tensor) -> torch.Ten
 
 
 class Monitor:
-    """
-    Warns, once each, when a reward passes its value in real samples, and when diversity falls.
+    """Warns, once each, when a reward passes its value in real samples, and when diversity falls.
 
     Over the last `window` iterations, each reward is compared with its mean over real samples of the same label, and
     the squared deviations of the vectors with the base's. What is reported is beyond chance: further than
@@ -91,13 +87,11 @@ class Monitor:
     is the same for everything, and cannot be passed.
 
     Args:
-        real (`Mapping[str, Moments]`): Of each reward that is watched, its [`moments`] over real samples.
-        base (`Moments`, *optional*): [`moments`] of the [`squared_deviations`] of the base's samples; without them
-            diversity is not watched.
-        diversity_share (`float`, defaults to 0.95): The least share of the base's diversity, as a standard deviation.
-        standard_errors (`float`, defaults to 3.0): How many make a difference; see `benchmarks/monitor.py` for how
-            often there is a false alarm.
-        window (`int`, defaults to 10): Iterations that are judged together.
+        real: Of each reward that is watched, its [`moments`] over real samples.
+        base: [`moments`] of the [`squared_deviations`] of the base's samples; without them diversity is not watched.
+        diversity_share: The least share of the base's diversity, as a standard deviation.
+        standard_errors: How many make a difference; see `benchmarks/monitor.py` for how often there is a false alarm.
+        window: Iterations that are judged together.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -145,17 +139,16 @@ class Monitor:
         groups: torch.Tensor,
         vectors: torch.Tensor | None = None,
     ) -> list[str]:
-        """
-        Take in the samples of an iteration.
+        """Take in the samples of an iteration.
 
         Args:
-            rewards (`Mapping[str, torch.Tensor]`): Each `(N,)`; NaN is left out, and so are rewards not watched.
-            labels (`torch.Tensor` of shape `(N,)`): Index into the moments.
-            groups (`torch.Tensor` of shape `(N,)`): Samples with the same integer are not independent.
-            vectors (`torch.Tensor` of shape `(N, S)`, *optional*): As those the base's diversity was computed from.
+            rewards: Each `(N,)`; NaN is left out, and so are rewards not watched.
+            labels: `(N,)`; index into the moments.
+            groups: `(N,)`; samples with the same integer are not independent.
+            vectors: `(N, S)`; as those the base's diversity was computed from.
 
         Returns:
-            `list[str]`: New warnings.
+            New warnings.
 
         Raises:
             ValueError: If a watched reward is missing.
@@ -197,9 +190,8 @@ class Monitor:
         return mean, (variance / count + reference_error**2) ** 0.5
 
     def values(self) -> dict[str, float]:
-        """
-        What to log: `excess/NAME`, a reward's mean over the window above real samples', and `diversity`, as a share of
-        the base's.
+        """What to log: `excess/NAME`, a reward's mean over the window above real samples', and `diversity`, as a share
+        of the base's.
         """
         judged = {name: self._judged(name) for name in self._windows}
         means = {name: pair[0] for name, pair in judged.items() if pair is not None}
@@ -235,8 +227,7 @@ class Monitor:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """
-        Go on from where [`state_dict`] was called.
+        """Go on from where [`state_dict`] was called.
 
         Raises:
             ValueError: If the state watches other rewards.

@@ -21,10 +21,9 @@ NORMALIZER_FLOOR = 0.02
 class ObjectiveSettings:
     """
     Args:
-        mixing_weight (`float`, defaults to 1.0): b of `nft`: how strongly the update is pulled back to the sampling
-            policy.
-        temperature (`float`, defaults to 1.0): Of `rwr`, in standard deviations of the reward.
-        dpo_beta (`float`, defaults to 100.0): Of `dpo`: how strongly the update is pulled back to the base.
+        mixing_weight: b of `nft`: how strongly the update is pulled back to the sampling policy.
+        temperature: Of `rwr`, in standard deviations of the reward.
+        dpo_beta: Of `dpo`: how strongly the update is pulled back to the base.
     """
 
     mixing_weight: float = 1.0
@@ -34,14 +33,13 @@ class ObjectiveSettings:
 
 @dataclass(frozen=True)
 class Selection:
-    """
-    The rollouts that are trained on.
+    """The rollouts that are trained on.
 
     Args:
-        rows (`torch.Tensor` of shape `(M,)`): Which they are.
-        draws (`torch.Tensor` of shape `(M,)`): The rollout whose fresh source and time each is noised with: itself,
-            or the other one of its pair.
-        preference (`torch.Tensor` of shape `(M,)`): r, or the weight, of each.
+        rows: `(M,)`; which they are.
+        draws: `(M,)`; the rollout whose fresh source and time each is noised with: itself, or the other one of its
+            pair.
+        preference: `(M,)`; r, or the weight, of each.
     """
 
     rows: torch.Tensor
@@ -51,16 +49,15 @@ class Selection:
 
 @dataclass(frozen=True)
 class Batch:
-    """
-    What an objective is computed from.
+    """What an objective is computed from.
 
     Args:
-        velocity, old_velocity, reference_velocity (`torch.Tensor` of shape `(N, ...)`): Of the trained policy, of the
-            sampling one and of the base, at x_t.
-        source (`torch.Tensor` of shape `(N, ...)`): x_0, fresh.
-        rollout (`torch.Tensor` of shape `(N, ...)`): x_1, the sample that was scored.
-        time (`torch.Tensor` of shape `(N,)`): t of x_t = (1 - t) x_0 + t x_1.
-        preference (`torch.Tensor` of shape `(N,)`): See [`Selection`].
+        velocity, old_velocity, reference_velocity: `(N, ...)`; of the trained policy, of the sampling one and of the
+            base, at x_t.
+        source: `(N, ...)`; x_0, fresh.
+        rollout: `(N, ...)`; x_1, the sample that was scored.
+        time: `(N,)`; t of x_t = (1 - t) x_0 + t x_1.
+        preference: `(N,)`; see [`Selection`].
     """
 
     velocity: torch.Tensor
@@ -73,8 +70,7 @@ class Batch:
 
 
 def matching_error(velocity: torch.Tensor, batch: Batch) -> torch.Tensor:
-    """
-    How far from the rollout a velocity leads: the mean square of x_t + (1 - t) v - x_1, in units of its own size.
+    """How far from the rollout a velocity leads: the mean square of x_t + (1 - t) v - x_1, in units of its own size.
 
     It is divided by its detached mean absolute value, as in DiffusionNFT, so that every rollout and time pulls about
     equally; that has a floor, because a black background would make it vanish. Shape `(N,)`.
@@ -87,8 +83,7 @@ def matching_error(velocity: torch.Tensor, batch: Batch) -> torch.Tensor:
 
 
 def nft_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
-    """
-    Pull the implicit positive policy towards rollouts with r > 1/2, and the negative one towards the others.
+    """Pull the implicit positive policy towards rollouts with r > 1/2, and the negative one towards the others.
 
     DiffusionNFT (Zheng et al., 2025, https://arxiv.org/abs/2509.16117): with v+ = (1 - b) v_old + b v and
     v- = (1 + b) v_old - b v, (r E(v+) + (1 - r) E(v-)) / b, where E is the [`matching_error`]. At v = v_old its
@@ -106,8 +101,7 @@ def regression_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
 
 
 def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
-    """
-    Prefer the first rollout of each pair to the second, more than the base does.
+    """Prefer the first rollout of each pair to the second, more than the base does.
 
     Diffusion-DPO (Wallace et al., 2023, https://arxiv.org/abs/2311.12908) for flow matching: with
     d = |v - u|^2 - |v_ref - u|^2, the mean over the values of a sample, and u = x_1 - x_0,
@@ -116,7 +110,7 @@ def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     not depend on beta, and a KL weight means about the same to this objective as to the others.
 
     Returns:
-        `torch.Tensor` of shape `(N,)`: that of its pair, for both rows.
+        `(N,)`; that of its pair, for both rows.
     """
     target = batch.rollout - batch.source
     error = (batch.velocity - target).square().flatten(1).mean(dim=1)
@@ -133,9 +127,8 @@ def select_all(advantages: Advantages, groups: torch.Tensor, settings: Objective
 
 
 def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
-    """
-    Every rollout of a group with signal, with a weight in proportion to exp(advantage / temperature) and a mean of 1
-    in each group.
+    """Every rollout of a group with signal, with a weight in proportion to exp(advantage / temperature) and a mean of
+    1 in each group.
 
     Reward-weighted regression (Peters and Schaal, 2007); for flow matching Fan et al., 2025,
     https://arxiv.org/abs/2502.06061.
@@ -149,8 +142,7 @@ def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: Obje
 
 
 def select_best(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
-    """
-    The best rollout of each group with signal: best-of-N distillation, the iterated fine-tuning on selected samples
+    """The best rollout of each group with signal: best-of-N distillation, the iterated fine-tuning on selected samples
     of RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767).
     """
     rows = _best_and_worst(advantages, groups)[:, 0]
@@ -179,9 +171,9 @@ def _best_and_worst(advantages: Advantages, groups: torch.Tensor) -> torch.Tenso
 class Objective:
     """
     Args:
-        select (`Callable`): From advantages, groups and settings to the [`Selection`] that is trained on.
-        loss (`Callable`): From a [`Batch`] and settings to the price of each row, `(N,)`.
-        rows_together (`int`, defaults to 1): As many rows, one after the other, belong together.
+        select: From advantages, groups and settings to the [`Selection`] that is trained on.
+        loss: From a [`Batch`] and settings to the price of each row, `(N,)`.
+        rows_together: As many rows, one after the other, belong together.
     """
 
     select: Callable[[Advantages, torch.Tensor, ObjectiveSettings], Selection]

@@ -10,8 +10,7 @@ from cellfluxrl.rl.advantages import Advantages
 
 
 def summarize_rewards(rewards: Mapping[str, torch.Tensor]) -> dict[str, float]:
-    """
-    Mean, standard deviation and mean of the top quarter of each reward, over the rollouts where it is finite.
+    """Mean, standard deviation and mean of the top quarter of each reward, over the rollouts where it is finite.
 
     Example:
         >>> summarize_rewards({"moa": torch.tensor([0.0, 1.0, 1.0, 2.0])})

@@ -11,14 +11,13 @@ import torch
 
 @dataclass(frozen=True)
 class Starts:
-    """
-    What N rollouts start from.
+    """What N rollouts start from.
 
     Args:
-        source (`torch.Tensor` of shape `(N, ...)`): x_0 of each, noise included.
-        condition (`torch.Tensor` of shape `(N, D)`): What the velocity model is conditioned on.
-        group (`torch.Tensor` of shape `(N,)`): Rollouts with the same integer share a baseline.
-        label (`torch.Tensor` of shape `(N,)`): What the task needs to know to pair and score each rollout.
+        source: `(N, ...)`; x_0 of each, noise included.
+        condition: `(N, D)`; what the velocity model is conditioned on.
+        group: `(N,)`; rollouts with the same integer share a baseline.
+        label: `(N,)`; what the task needs to know to pair and score each rollout.
     """
 
     source: torch.Tensor
@@ -56,8 +55,7 @@ class Task(Protocol):
         ...
 
     def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
-        """
-        Begin to measure samples, beside what comes next; the function that is returned waits for the result.
+        """Begin to measure samples, beside what comes next; the function that is returned waits for the result.
 
         Its tensors, whose first axis counts the samples, are all that [`score`] will know of the samples. Each process
         of a run measures the samples it drew.
@@ -65,8 +63,7 @@ class Task(Protocol):
         ...
 
     def score(self, measured: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """
-        Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; `"combined"` is what is
-        optimised. What could not be scored is NaN.
+        """Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; `"combined"` is what
+        is optimised. What could not be scored is NaN.
         """
         ...

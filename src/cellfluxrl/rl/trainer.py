@@ -36,17 +36,16 @@ PATIENCE = 5
 
 @dataclass
 class Progress:
-    """
-    What a resumed run needs to know besides the tensors.
+    """What a resumed run needs to know besides the tensors.
 
     Args:
-        updates (`int`): Steps of the optimiser.
-        kl_weight (`float`): The KL weight of the next iteration.
-        kl_level (`float`): What its controller knows ([`controlled_kl_weight`]).
-        skipped_no_signal, skipped_non_finite (`int`): Steps that were not taken, because no group had variance or too
-            few rewards were finite, and because the gradient was not finite.
-        bad_rewards, bad_gradients (`int`): Iterations until now, one after the other, with many rewards, or all
-            gradients, that are not finite.
+        updates: Steps of the optimiser.
+        kl_weight: The KL weight of the next iteration.
+        kl_level: What its controller knows ([`controlled_kl_weight`]).
+        skipped_no_signal, skipped_non_finite: Steps that were not taken, because no group had variance or too few
+            rewards were finite, and because the gradient was not finite.
+        bad_rewards, bad_gradients: Iterations until now, one after the other, with many rewards, or all gradients,
+            that are not finite.
     """
 
     updates: int = 0
@@ -85,20 +84,19 @@ def integrate(
 
 
 class RLTrainer:
-    """
-    Holds the trained policy, the `old` policy that samples, the `reference`, their average, and the optimiser.
+    """Holds the trained policy, the `old` policy that samples, the `reference`, their average, and the optimiser.
 
     Everything random is a function of (seed, iteration): [`state_tensors`], [`state`] and the iteration are all that a
     resumed run needs to be the same run, on as many processes.
 
     Args:
-        model (`torch.nn.Module`): The velocity model; trained in place, as far as its parameters require a gradient.
-            Dropout is switched off, because old, reference and trained policy would otherwise differ by their masks.
-        scheduler ([`CellFluxFlowMatchScheduler`]): The solver of the rollouts.
-        task ([`Task`]): Draws, pairs and scores.
-        settings ([`RLSettings`]): The algorithm's settings; may be replaced between iterations.
-        accelerator (`accelerate.Accelerator`): Processes, device and precision.
-        reward_weights (`Mapping[str, float]`, *optional*): Of the rewards that `advantage_std="per_reward"` adds up.
+        model: The velocity model; trained in place, as far as its parameters require a gradient. Dropout is switched
+            off, because old, reference and trained policy would otherwise differ by their masks.
+        scheduler: The solver of the rollouts.
+        task: Draws, pairs and scores.
+        settings: The algorithm's settings; may be replaced between iterations.
+        accelerator: Processes, device and precision.
+        reward_weights: Of the rewards that `advantage_std="per_reward"` adds up.
     """
 
     def __init__(
@@ -177,8 +175,7 @@ class RLTrainer:
         return log | {"seconds/update": clock.perf_counter() - scored}
 
     def check(self) -> None:
-        """
-        Sample one group, and see that its rollouts differ.
+        """Sample one group, and see that its rollouts differ.
 
         Raises:
             ValueError: If they do not, or there is only one: there would be no signal.
@@ -218,8 +215,7 @@ class RLTrainer:
         return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None))])
 
     def _sample(self, starts: Starts) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]], float]:
-        """
-        Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them.
+        """Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them.
 
         Returns:
             The rollouts, what waits for the measurements, and the seconds that measuring held up the sampling.

@@ -22,14 +22,11 @@ PREDICTION_TYPES = ("velocity", "target")
 
 @dataclass
 class CellFluxFlowMatchSchedulerOutput(BaseOutput):
-    """
-    Output of [`CellFluxFlowMatchScheduler.step`].
+    """Output of [`CellFluxFlowMatchScheduler.step`].
 
     Args:
-        prev_sample (`torch.Tensor` of shape `(N, C, H, W)`):
-            The sample at the next time of the grid, to be given to the model next.
-        pred_target_sample (`torch.Tensor` of shape `(N, C, H, W)`):
-            Where the current velocity points at t = 1: `x_t + (1 - t) v`.
+        prev_sample: `(N, C, H, W)`; the sample at the next time of the grid, to be given to the model next.
+        pred_target_sample: `(N, C, H, W)`; where the current velocity points at t = 1: `x_t + (1 - t) v`.
     """
 
     prev_sample: torch.Tensor
@@ -37,12 +34,11 @@ class CellFluxFlowMatchSchedulerOutput(BaseOutput):
 
 
 def band_limited_noise(noise: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """
-    Up-sample white noise bicubically to smooth noise of unit variance at every pixel.
+    """Up-sample white noise bicubically to smooth noise of unit variance at every pixel.
 
     Args:
-        noise (`torch.Tensor` of shape `(N, C, h, w)`): Standard normal values on a coarse grid.
-        height (`int`), width (`int`): Size of the result.
+        noise: `(N, C, h, w)`; standard normal values on a coarse grid.
+        height, width: Size of the result.
 
     Returns:
         `torch.Tensor` of shape `(N, C, height, width)`.
@@ -58,8 +54,7 @@ def _unit_variance_interpolation(coarse: int, fine: int) -> torch.Tensor:
 
 
 class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
-    """
-    Integrates dx/dt = v(x, t) from a control image at t = 0 to a treated image at t = 1, or back.
+    """Integrates dx/dt = v(x, t) from a control image at t = 0 to a treated image at t = 1, or back.
 
     It follows the scheduler protocol of diffusers: [`set_timesteps`] lays the grid, the model is called once for every
     entry of `timesteps`, and [`step`] moves the sample. All solvers are deterministic: stochastic samplers that assume
@@ -67,29 +62,26 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     one's own.
 
     Args:
-        solver (`str`, defaults to `"exponential_ab2"`):
-            With one evaluation of the model a step: `"euler"` (order 1), `"ab2"` (Adams-Bashforth, order 2) and
+        solver: With one evaluation of the model a step: `"euler"` (order 1), `"ab2"` (Adams-Bashforth, order 2) and
             `"exponential_ab2"` (the same in the predicted target, order 2, much like DPM-Solver++(2M)). With two:
             `"midpoint"` and `"heun"` (order 2). With four: `"rk4"` (order 4).
-        time_grid (`str`, defaults to `"uniform"`):
-            `"uniform"` from t = 0, or `"edm"` as CellFlux samples (rho = 7, starts at t = 0.0123).
-        prediction_type (`str`, defaults to `"velocity"`):
-            What the model returns. [`CellFluxUNet2DModel`] always returns a velocity; `"target"` is for other networks
-            that return the treated sample x1, which is turned into `(x1 - x_t) / max(1 - t, min_time_remaining)`.
-        min_time_remaining (`float`, defaults to 0.1): Floor of 1 - t in that quotient.
-        source_noise (`str`, defaults to `"white"`):
-            `"white"` (CellFlux), or `"band_limited"`: Gaussian on a coarse grid, up-sampled bicubically.
-        source_noise_scale (`float`, defaults to 1.0): Standard deviation of the source noise, images being in [-1, 1].
-        source_noise_grid (`int`, defaults to 12): Side of the coarse grid of band-limited noise.
-        source_noise_detail (`float`, defaults to 0.0): Standard deviation of white noise within band-limited noise, as
-            a share of `source_noise_scale`, which stays that of the sum. Without any, a sample has no randomness at
-            the scale of pixels, and its texture comes out smooth.
+        time_grid: `"uniform"` from t = 0, or `"edm"` as CellFlux samples (rho = 7, starts at t = 0.0123).
+        prediction_type: What the model returns. [`CellFluxUNet2DModel`] always returns a velocity; `"target"` is for
+            other networks that return the treated sample x1, which is turned into
+            `(x1 - x_t) / max(1 - t, min_time_remaining)`.
+        min_time_remaining: Floor of 1 - t in that quotient.
+        source_noise: `"white"` (CellFlux), or `"band_limited"`: Gaussian on a coarse grid, up-sampled bicubically.
+        source_noise_scale: Standard deviation of the source noise, images being in [-1, 1].
+        source_noise_grid: Side of the coarse grid of band-limited noise.
+        source_noise_detail: Standard deviation of white noise within band-limited noise, as a share of
+            `source_noise_scale`, which stays that of the sum. Without any, a sample has no randomness at the scale of
+            pixels, and its texture comes out smooth.
 
     Attributes:
-        order (`int`): Evaluations a step, as diffusers uses the word.
-        grid (`torch.Tensor` of shape `(num_inference_steps + 1,)`): The times at which steps begin and end, float64.
-        timesteps (`torch.Tensor` of shape `(num_inference_steps * order,)`): The times to call the model with.
-        init_noise_sigma (`float`): 1: the source is not scaled.
+        order: Evaluations a step, as diffusers uses the word.
+        grid: `(num_inference_steps + 1,)`; the times at which steps begin and end, float64.
+        timesteps: `(num_inference_steps * order,)`; the times to call the model with.
+        init_noise_sigma: 1: the source is not scaled.
 
     Example:
         >>> scheduler = CellFluxFlowMatchScheduler(solver="euler")
@@ -145,17 +137,15 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         reverse: bool = False,
         readout_times: Sequence[float] = (),
     ) -> None:
-        """
-        Lay the time grid before sampling.
+        """Lay the time grid before sampling.
 
         Args:
-            num_inference_steps (`int`, *optional*): Number of steps; each evaluates the model `order` times.
-            device (`torch.device`, *optional*): Where `timesteps` live.
-            grid (`torch.Tensor` or `Sequence[float]`, *optional*): A custom grid instead: times in [0, 1] that
-                increase, or that decrease to integrate backwards.
-            reverse (`bool`, defaults to `False`): Integrate from t = 1 (treated) to t = 0 (control).
-            readout_times (`Sequence[float]`, *optional*): Times of the grid's range, in any order, whose states
-                [`readout`] returns afterwards. They cost no evaluation and do not change the sample.
+            num_inference_steps: Number of steps; each evaluates the model `order` times.
+            device: Where `timesteps` live.
+            grid: A custom grid instead: times in [0, 1] that increase, or that decrease to integrate backwards.
+            reverse: Integrate from t = 1 (treated) to t = 0 (control).
+            readout_times: Times of the grid's range, in any order, whose states [`readout`] returns afterwards. They
+                cost no evaluation and do not change the sample.
 
         Raises:
             ValueError: If neither or both of `num_inference_steps` and `grid` are given, or they are not usable, or a
@@ -206,16 +196,15 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         generator: torch.Generator | None = None,
         return_dict: bool = True,
     ) -> CellFluxFlowMatchSchedulerOutput | tuple[torch.Tensor, torch.Tensor]:
-        """
-        Move the sample by one evaluation of the model. Call it once for every entry of `timesteps`, in order.
+        """Move the sample by one evaluation of the model. Call it once for every entry of `timesteps`, in order.
 
         Args:
-            model_output (`torch.Tensor` of shape `(N, C, H, W)`): What the model returned for `sample` at `timestep`.
-            timestep (`float` or `torch.Tensor`): The entry of `timesteps` that the model was called with. The
-                scheduler counts for itself; where it can without waiting for a GPU, it checks that this is the same.
-            sample (`torch.Tensor` of shape `(N, C, H, W)`): What the model was called with.
+            model_output: `(N, C, H, W)`; what the model returned for `sample` at `timestep`.
+            timestep: The entry of `timesteps` that the model was called with. The scheduler counts for itself; where
+                it can without waiting for a GPU, it checks that this is the same.
+            sample: `(N, C, H, W)`; what the model was called with.
             generator: Not used: every solver is deterministic.
-            return_dict (`bool`, defaults to `True`): Return a [`CellFluxFlowMatchSchedulerOutput`], else a tuple.
+            return_dict: Return a [`CellFluxFlowMatchSchedulerOutput`], else a tuple.
 
         Raises:
             ValueError: If `set_timesteps` was not called, all its steps have been taken, or `timestep` is not next.
@@ -242,14 +231,13 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return CellFluxFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_target_sample=evaluation.target)
 
     def resample(self, rows: torch.Tensor, renewed: torch.Tensor) -> None:
-        """
-        Say that the samples have been changed between two steps, so that a solver that remembers the step before goes
-        on with what belongs to each of them.
+        """Say that the samples have been changed between two steps, so that a solver that remembers the step before
+        goes on with what belongs to each of them.
 
         Args:
-            rows (`torch.Tensor` of shape `(N,)`): Which of the samples so far each of the N now is.
-            renewed (`torch.Tensor` of shape `(N,)`): Whether it was drawn anew, and is no state of the path so far:
-                the solver starts again with it, by a step of Euler's.
+            rows: `(N,)`; which of the samples so far each of the N now is.
+            renewed: `(N,)`; whether it was drawn anew, and is no state of the path so far: the solver starts again
+                with it, by a step of Euler's.
 
         Raises:
             ValueError: In the middle of a step, whose evaluations so far are of other samples.
@@ -262,8 +250,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         self._renewed = renewed
 
     def readout(self) -> torch.Tensor:
-        """
-        The states at the `readout_times` of [`set_timesteps`], in their order, once the sampling is over.
+        """The states at the `readout_times` of [`set_timesteps`], in their order, once the sampling is over.
 
         Each is the solver's own continuation to that time within a step (dense output), of the solver's order.
 
@@ -321,13 +308,11 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """
-        Draw the noise that is added to a control image at t = 0.
+        """Draw the noise that is added to a control image at t = 0.
 
         Args:
-            shape (`tuple` of `(N, C, H, W)`): Shape of the control images.
-            generator (`torch.Generator` or a list of N of them, *optional*): A list makes samples independent of
-                the batch they are in.
+            shape: Shape of the control images.
+            generator: A list makes samples independent of the batch they are in.
 
         Returns:
             `torch.Tensor` of that shape with standard deviation `source_noise_scale`.

@@ -13,8 +13,7 @@ TIME_GRIDS = ("uniform", "edm")
 
 
 def edm_times(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
-    """
-    Times of the EDM noise levels (Karras et al., 2022, eq. 5) under t = 1 / (1 + sigma), ending at t = 1.
+    """Times of the EDM noise levels (Karras et al., 2022, eq. 5) under t = 1 / (1 + sigma), ending at t = 1.
 
     Returns:
         `torch.Tensor` of shape `(num_steps + 1,)`, float64, increasing from `1 / (1 + sigma_max)` = 0.0123.
@@ -25,8 +24,7 @@ def edm_times(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_
 
 
 def make_grid(name: str, num_steps: int) -> torch.Tensor:
-    """
-    Lay one of `TIME_GRIDS`.
+    """Lay one of `TIME_GRIDS`.
 
     Returns:
         `torch.Tensor` of shape `(num_steps + 1,)`, float64, increasing to 1.
@@ -50,8 +48,7 @@ def make_grid(name: str, num_steps: int) -> torch.Tensor:
 
 
 def as_grid(times: torch.Tensor | Sequence[float]) -> torch.Tensor:
-    """
-    Check a custom grid, which may run in either direction.
+    """Check a custom grid, which may run in either direction.
 
     Returns:
         `torch.Tensor` of shape `(len(times),)`, float64, on the CPU.

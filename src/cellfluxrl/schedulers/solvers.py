@@ -29,12 +29,11 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RungeKutta:
-    """
-    An explicit Runge-Kutta solver with a continuous extension (Hairer, Norsett and Wanner, 1993, section II.6).
+    """An explicit Runge-Kutta solver with a continuous extension (Hairer, Norsett and Wanner, 1993, section II.6).
 
     Args:
-        order (`int`): The error at the end of the grid falls with this power of the step.
-        nodes (`tuple[float, ...]`): Where in the step each stage is evaluated, in units of the step; the first is 0.
+        order: The error at the end of the grid falls with this power of the step.
+        nodes: Where in the step each stage is evaluated, in units of the step; the first is 0.
         matrix: Row i holds the weights of the velocities so far that lead to stage i.
         weights: Row i holds the coefficients of theta, theta^2, ... of the weight of velocity i in the state at the
             share theta of the step; their sums are the weights at the end of the step. The error inside a step is of
@@ -81,8 +80,8 @@ RUNGE_KUTTA: dict[str, RungeKutta] = {
 
 
 def adams_bashforth_2(now: Evaluation, before: Evaluation | None, time: float) -> torch.Tensor:
-    r"""
-    Continue the velocity as the straight line through its last two values, and integrate that from `now` to `time`.
+    r"""Continue the velocity as the straight line through its last two values, and integrate that from `now` to
+    `time`.
 
     `x(t) = x_n + h v_n + h^2 / 2 (v_n - v_{n-1}) / (t_n - t_{n-1})` with h = t - t_n. The first step is Euler's: one
     step of error h^2 leaves the whole at second order, whatever the grid.
@@ -96,8 +95,7 @@ def adams_bashforth_2(now: Evaluation, before: Evaluation | None, time: float) -
 
 
 def exponential_adams_bashforth_2(now: Evaluation, before: Evaluation | None, time: float) -> torch.Tensor:
-    r"""
-    Do the same to the predicted target D = x + (1 - t) v, and solve dx/dt = (D - x) / (1 - t) exactly.
+    r"""Do the same to the predicted target D = x + (1 - t) v, and solve dx/dt = (D - x) / (1 - t) exactly.
 
     With D continued as a straight line in t, `x(t) = x_n + h v_n + w (D_n - D_{n-1}) / (t_n - t_{n-1})`, where
     h = t - t_n and `w = (1 - t) int_{t_n}^t (s - t_n) / (1 - s)^2 ds = h - (1 - t) log((1 - t_n) / (1 - t))`.
@@ -114,8 +112,7 @@ def exponential_adams_bashforth_2(now: Evaluation, before: Evaluation | None, ti
 
 
 def straight_before(now: Evaluation, before: Evaluation, renewed: torch.Tensor) -> Evaluation:
-    """
-    `before`, with what the samples that are `renewed` (N,) would have been had they moved in a straight line since.
+    """`before`, with what the samples that are `renewed` (N,) would have been had they moved in a straight line since.
 
     Velocity and predicted target are then those of `now`, which makes the next step of any multistep solver Euler's.
     """

@@ -20,10 +20,10 @@ from cellfluxrl.data.cells import Source
 class BBBC021Config(CellBuilderConfig):
     """
     Args:
-        image_size (`int`, *optional*): Height and width of the crops; by default they keep theirs.
-        plates (`tuple[str, ...]`, *optional*): All by default.
-        table (`str`, *optional*): The CSV file of the sources `"impa"` and `"folder"`.
-        settings (`dict[str, Any]`): Further arguments of the source, for example `{"crop_size": 64}`.
+        image_size: Height and width of the crops; by default they keep theirs.
+        plates: All by default.
+        table: The CSV file of the sources `"impa"` and `"folder"`.
+        settings: Further arguments of the source, for example `{"crop_size": 64}`.
     """
 
     image_size: int | None = None
@@ -52,8 +52,7 @@ class BBBC021Config(CellBuilderConfig):
 
 
 class BBBC021(CellBuilder):
-    """
-    Single-cell crops of the BBBC021v1 image set (Caie et al., 2010; Ljosa et al., 2012), or of other plates.
+    """Single-cell crops of the BBBC021v1 image set (Caie et al., 2010; Ljosa et al., 2012), or of other plates.
 
     The configurations are named after the sources in `cellfluxrl.data.building.sources`:
 

@@ -22,8 +22,7 @@ from cellfluxrl.data.splits import row_splitter
 class CellBuilderConfig(datasets.BuilderConfig):
     """
     Args:
-        split (`str`, defaults to `"plate"`), held_out (`tuple[str, ...]`):
-            What makes the test split, see [`assign_splits`].
+        split, held_out: What makes the test split, see [`assign_splits`].
     """
 
     split: str = "plate"

@@ -22,8 +22,7 @@ class SimulatedCellsConfig(CellBuilderConfig):
 
 
 class SimulatedCells(CellBuilder):
-    """
-    Rendered cells under the compounds of BBBC021, in the same schema as [`BBBC021`].
+    """Rendered cells under the compounds of BBBC021, in the same schema as [`BBBC021`].
 
     Example:
         >>> builder = SimulatedCells(cells_per_moa=20, controls_per_plate=20)    # doctest: +SKIP

@@ -54,21 +54,20 @@ class ArchiveError(ValueError):
 
 
 def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> Path:
-    """
-    Download a file, going on where an earlier call has stopped.
+    """Download a file, going on where an earlier call has stopped.
 
     What arrives is kept in `<path>.part`, and what the server said of the file (size; ETag or Last-Modified) in
     `<path>.part.json`, so that a file that has changed on the server in the meantime is never spliced: it is begun
     anew. `path` appears only once everything is there. Of several processes one downloads and the others wait.
 
     Args:
-        url (`str`): With `http://` or `https://`.
-        path (`Path`): Where the file goes. If it exists, it is verified and left as it is.
-        sha256 (`str`, *optional*): The file's SHA-256, as 64 hexadecimal digits.
-        progress (`bool`, defaults to `True`): Show a progress bar, in bytes.
+        url: With `http://` or `https://`.
+        path: Where the file goes. If it exists, it is verified and left as it is.
+        sha256: The file's SHA-256, as 64 hexadecimal digits.
+        progress: Show a progress bar, in bytes.
 
     Returns:
-        `Path`: `path`.
+        `path`.
 
     Raises:
         DownloadError: If the server refuses, cannot be reached, or breaks the connection again and again.
@@ -102,8 +101,7 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
 
 
 def verified_download(url: str, folder: Path, checksums: Mapping[str, str], progress: bool = True) -> Path:
-    """
-    Download a file into a folder, and notice at every later call if it is no longer the same.
+    """Download a file into a folder, and notice at every later call if it is no longer the same.
 
     Its SHA-256 must be the one in `checksums`. For a file that is published without one, the SHA-256 of the first
     download is appended to `folder/SHA256SUMS` and must hold from then on (`sha256sum -c` reads that file too). A file
@@ -111,13 +109,13 @@ def verified_download(url: str, folder: Path, checksums: Mapping[str, str], prog
     for 1 GB: cheap beside what is done with a plate, and it notices damage that leaves size and date alone.
 
     Args:
-        url (`str`): The last part of its path becomes the name of the file.
-        folder (`Path`): Created if need be.
-        checksums (`Mapping[str, str]`): SHA-256 by file name, see [`read_checksums`]; may be empty.
-        progress (`bool`, defaults to `True`): Show a progress bar.
+        url: The last part of its path becomes the name of the file.
+        folder: Created if need be.
+        checksums: SHA-256 by file name, see [`read_checksums`]; may be empty.
+        progress: Show a progress bar.
 
     Returns:
-        `Path`: The file.
+        The file.
 
     Raises:
         DownloadError, ArchiveError, OSError, ValueError: As [`download`]; or `url` ends in no usable file name.
@@ -136,11 +134,10 @@ def verified_download(url: str, folder: Path, checksums: Mapping[str, str], prog
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """
-    Read a file as `sha256sum` writes it; lines that are empty or begin with `#` say nothing.
+    """Read a file as `sha256sum` writes it; lines that are empty or begin with `#` say nothing.
 
     Returns:
-        `dict[str, str]`: SHA-256 (64 lower-case digits) by file name, without folders.
+        SHA-256 (64 lower-case digits) by file name, without folders.
 
     Raises:
         ValueError: If a line is something else, or a file name has two different hashes.
@@ -294,8 +291,7 @@ def _kept(url: str, part: Path) -> str:
 
 
 class PlateArchive:
-    """
-    A ZIP archive from the internet, read entry by entry in memory; nothing is ever written to disk.
+    """A ZIP archive from the internet, read entry by entry in memory; nothing is ever written to disk.
 
     Opening refuses what an honest archive of images never has: more or larger entries than the constants above
     allow, entries that overlap, compress too well, or are encrypted, links, names that lead out of a folder, the same
@@ -303,7 +299,7 @@ class PlateArchive:
     each opens its own.
 
     Args:
-        path (`Path`): The archive.
+        path: The archive.
 
     Raises:
         ArchiveError: If it is damaged, cut off, no ZIP archive, or refused; names the file, and the entry.
@@ -347,11 +343,10 @@ class PlateArchive:
         return list(self._entries)
 
     def read(self, name: str) -> bytes:
-        """
-        Read one file.
+        """Read one file.
 
         Args:
-            name (`str`): The full name, or the part after the last `/` where only one file ends in it.
+            name: The full name, or the part after the last `/` where only one file ends in it.
 
         Raises:
             ArchiveError: If there is no such file, more than one, or it is damaged (its CRC-32 is checked).

@@ -63,8 +63,7 @@ _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 
 
 def read_index(folder: Path | str) -> pd.DataFrame:
-    """
-    Read the published tables of BBBC021v1, which list every image, compound and mechanism of action (MoA).
+    """Read the published tables of BBBC021v1, which list every image, compound and mechanism of action (MoA).
 
     `BBBC021_v1_image.csv` and `BBBC021_v1_moa.csv` (each may be gzipped) are needed. SMILES are those of
     [`known_compounds`], which CellFlux's fingerprints were made from, else of `BBBC021_v1_compound.csv` where it is
@@ -75,13 +74,13 @@ def read_index(folder: Path | str) -> pd.DataFrame:
     whole wells and whole lines of the MoA table.
 
     Args:
-        folder (`Path` or `str`): Holds the tables.
+        folder: Holds the tables.
 
     Returns:
-        `pandas.DataFrame`: One row per field of view, in the order published, with columns `plate`, `batch` (the
-        week), `well`, `site` (1 to 4), `replicate`, `compound`, `concentration` (uM), `smiles`, `moa` (by compound and
-        concentration; "DMSO" for controls, "" where not labelled), `is_control`, `field` (the DNA file's stem),
-        `table_number`, `image_number`, and the file names `dna`, `tubulin` and `actin`.
+        One row per field of view, in the order published, with columns `plate`, `batch` (the week), `well`, `site` (1
+        to 4), `replicate`, `compound`, `concentration` (uM), `smiles`, `moa` (by compound and concentration; "DMSO"
+        for controls, "" where not labelled), `is_control`, `field` (the DNA file's stem), `table_number`,
+        `image_number`, and the file names `dna`, `tubulin` and `actin`.
 
     Raises:
         FileNotFoundError: If a table is not there; says which URL publishes it.

@@ -50,22 +50,21 @@ def build_dataset(
     num_proc: int = 1,
     license: str | None = None,
 ) -> dict[str, Any]:
-    """
-    Write the cells of a source as `output_dir/data/SPLIT/PLATE-NNNNN.parquet`, with a data set card and a report.
+    """Write the cells of a source as `output_dir/data/SPLIT/PLATE-NNNNN.parquet`, with a data set card and a report.
 
     Finished plates are kept: called again with the same settings, the build goes on with the plate it was in, and the
     result has the same content as if it had never stopped.
 
     Args:
-        source ([`Source`]): See `cellfluxrl.data.building.sources.make_source`.
-        source_name (`str`): Its name, for the report and the card.
-        output_dir (`str` or `Path`): A new folder, or that of an earlier build with the same settings.
-        split (`str`), held_out (`Sequence[str]`): See [`assign_splits`].
-        num_proc (`int`, defaults to 1): Processes that cut and encode.
-        license (`str`, *optional*): Of a user's own plates (source `"folder"`), as the Hub names it, for the card.
+        source: See `cellfluxrl.data.building.sources.make_source`.
+        source_name: Its name, for the report and the card.
+        output_dir: A new folder, or that of an earlier build with the same settings.
+        split, held_out: See [`assign_splits`].
+        num_proc: Processes that cut and encode.
+        license: Of a user's own plates (source `"folder"`), as the Hub names it, for the card.
 
     Returns:
-        `dict`: The report, as written to `build_report.json`.
+        The report, as written to `build_report.json`.
 
     Raises:
         BuildError: If plates could not be built because their archive is damaged or cannot be downloaded, or none of

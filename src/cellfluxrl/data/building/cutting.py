@@ -45,10 +45,10 @@ class ImageFile:
 class CropSettings:
     """
     Args:
-        crop_size (`int`): Height and width that is cut out around each nucleus, in pixels of the field of view.
-        image_size (`int`): Height and width that crops are resized to.
-        nucleus_diameter (`float`): Typical diameter of a nucleus in pixels of the field of view, at least 4.
-        nucleus_channel (`int`): Index of the channel that stains DNA.
+        crop_size: Height and width that is cut out around each nucleus, in pixels of the field of view.
+        image_size: Height and width that crops are resized to.
+        nucleus_diameter: Typical diameter of a nucleus in pixels of the field of view, at least 4.
+        nucleus_channel: Index of the channel that stains DNA.
 
     Raises:
         ValueError: For a size that is too small.
@@ -67,14 +67,13 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class FieldCrops:
-    """
-    The crops of one field of view, with nothing corrected yet.
+    """The crops of one field of view, with nothing corrected yet.
 
     Args:
-        crops (`numpy.ndarray` of shape `(N, C, S, S)`): uint16.
-        centres (`numpy.ndarray` of shape `(N, 2)`): Row and column of the nuclei.
-        near_border (`int`): Nuclei whose crop would leave the field.
-        means (`numpy.ndarray` of shape `(C, h, w)`): Block means of the field, for the illumination.
+        crops: `(N, C, S, S)`; uint16.
+        centres: `(N, 2)`; row and column of the nuclei.
+        near_border: Nuclei whose crop would leave the field.
+        means: `(C, h, w)`; block means of the field, for the illumination.
     """
 
     crops: np.ndarray
@@ -118,22 +117,21 @@ def cut_plate(
     map: Map = map,
     progress: Callable[[int], Any] = int,
 ) -> Iterator[Cells]:
-    """
-    Cut one plate.
+    """Cut one plate.
 
     A field of view whose images cannot be read, or differ in size or depth from most of the plate's, is left out.
 
     Args:
-        fields (`pandas.DataFrame`): One row a field of view with `FIELD_COLUMNS`, in the order of the result.
-        images (`Sequence[tuple[ImageFile, ...]]`): Of each field, its channels in order.
-        settings (`CropSettings`): Sizes in pixels.
-        scratch (`Path`): An empty folder for crops that wait; about 55 kB a cell for three channels of 96 x 96.
-        log (`PlateLog`): Takes counts, and the names of fields that are left out.
+        fields: One row a field of view with `FIELD_COLUMNS`, in the order of the result.
+        images: Of each field, its channels in order.
+        settings: Sizes in pixels.
+        scratch: An empty folder for crops that wait; about 55 kB a cell for three channels of 96 x 96.
+        log: Takes counts, and the names of fields that are left out.
         map: The built-in `map`, or that of a pool of processes.
         progress: Called with the number of fields that have been read.
 
     Returns:
-        `Iterator[Cells]`: Chunks of crops, in the order of the fields and, in a field, of the nuclei from the top.
+        Chunks of crops, in the order of the fields and, in a field, of the nuclei from the top.
     """
     known = [_Field(*f) for f in zip(fields["field"], fields["site"].tolist(), images, strict=True)]
     parts = [slice(start, start + FIELDS_PER_CHUNK) for start in range(0, len(fields), FIELDS_PER_CHUNK)]
@@ -168,15 +166,14 @@ def cut_plate(
 
 
 def cut_field(channels: np.ndarray, settings: CropSettings) -> FieldCrops:
-    """
-    Cut the crops of one field of view.
+    """Cut the crops of one field of view.
 
     Args:
-        channels (`numpy.ndarray` of shape `(C, H, W)`): uint8 or uint16; 8 bits are spread over 16.
-        settings (`CropSettings`): Sizes in pixels.
+        channels: `(C, H, W)`; uint8 or uint16; 8 bits are spread over 16.
+        settings: Sizes in pixels.
 
     Returns:
-        `FieldCrops`: Of the nuclei whose crop lies inside the field.
+        Of the nuclei whose crop lies inside the field.
     """
     if channels.dtype == np.uint8:
         channels = channels.astype(np.uint16) * 257

@@ -28,8 +28,7 @@ class ImageError(ValueError):
 
 
 def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.ndarray:
-    """
-    Read one grey image from a TIFF (also BigTIFF and OME-TIFF) or PNG, recognised by its first bytes.
+    """Read one grey image from a TIFF (also BigTIFF and OME-TIFF) or PNG, recognised by its first bytes.
 
     Damage is an error where the format can tell: a file cut short, a part outside the file, a compressed part that
     decodes to another size, a wrong checksum in a PNG. Changed pixels of an uncompressed TIFF cannot be noticed.

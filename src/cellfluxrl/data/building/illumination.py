@@ -23,8 +23,7 @@ DARKEST = 0.5  # CellProfiler's would be 1, which leaves the corners of a vignet
 
 
 def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
-    """
-    Mean of every block of `factor` x `factor` pixels; blocks at the lower and right borders may be smaller.
+    """Mean of every block of `factor` x `factor` pixels; blocks at the lower and right borders may be smaller.
 
     Args:
         image: (H, W), unsigned integers of at most 16 bits.
@@ -54,8 +53,7 @@ def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
 
 
 def illumination_function(mean: np.ndarray, sigma: float) -> np.ndarray:
-    """
-    Smooth the mean over many fields and scale it so that its 2 % quantile is 1.
+    """Smooth the mean over many fields and scale it so that its 2 % quantile is 1.
 
     Smoothing is local linear regression with a Gaussian window [1]_: at every block a plane is fitted to its
     surroundings. Unlike a Gaussian filter of the same width it keeps its slope at the borders, where light falls
@@ -111,8 +109,7 @@ def _local_linear(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def crop_corners(centres: np.ndarray, crop_size: int) -> np.ndarray:
-    """
-    First row and column, (N, 2) int, of the crops of `crop_size` pixels around `centres`, (N, 2) in pixels.
+    """First row and column, (N, 2) int, of the crops of `crop_size` pixels around `centres`, (N, 2) in pixels.
 
     A centre is rounded to the nearest pixel, which becomes pixel `crop_size // 2` of the crop.
 
@@ -124,8 +121,7 @@ def crop_corners(centres: np.ndarray, crop_size: int) -> np.ndarray:
 
 
 def illumination_at(function: np.ndarray, centres: np.ndarray, crop_size: int, factor: int) -> np.ndarray:
-    """
-    Values of an illumination function at every pixel of some crops, interpolated bilinearly between blocks.
+    """Values of an illumination function at every pixel of some crops, interpolated bilinearly between blocks.
 
     Args:
         function: (h, w), of blocks; see `illumination_function`.

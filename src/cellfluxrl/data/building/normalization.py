@@ -15,16 +15,15 @@ def intensity_histogram(crops: np.ndarray) -> np.ndarray:
 
 
 def plate_stretch(histogram: np.ndarray) -> np.ndarray:
-    """
-    Square root, then a stretch of each channel to [0, 1] between percentiles of ALL cells of a plate.
+    """Square root, then a stretch of each channel to [0, 1] between percentiles of ALL cells of a plate.
 
     Percentiles of the controls alone would saturate treated cells that are brighter.
 
     Args:
-        histogram (`numpy.ndarray` of shape `(C, 65536)`): [`intensity_histogram`] of every cell of the plate.
+        histogram: `(C, 65536)`; [`intensity_histogram`] of every cell of the plate.
 
     Returns:
-        `numpy.ndarray` of shape `(C, 65536)`, float32: what becomes of each intensity.
+        `(C, 65536)`, float32; what becomes of each intensity.
     """
     roots = np.sqrt(np.arange(LEVELS, dtype=np.float32))
     table = np.empty(histogram.shape, np.float32)
@@ -56,13 +55,12 @@ def resize_crops(crops: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def to_8_bits(crops: np.ndarray, stretch: np.ndarray, image_size: int) -> np.ndarray:
-    """
-    Stretch and resize crops.
+    """Stretch and resize crops.
 
     Args:
-        crops (`numpy.ndarray` of shape `(N, C, H, W)`): uint16.
-        stretch (`numpy.ndarray` of shape `(C, 65536)`): See [`plate_stretch`].
-        image_size (`int`): Height and width of the result.
+        crops: `(N, C, H, W)`; uint16.
+        stretch: `(C, 65536)`; see [`plate_stretch`].
+        image_size: Height and width of the result.
 
     Returns:
         `numpy.ndarray` of shape `(N, C, image_size, image_size)`, uint8.
@@ -73,12 +71,11 @@ def to_8_bits(crops: np.ndarray, stretch: np.ndarray, image_size: int) -> np.nda
 
 
 def normalize_plate(crops: np.ndarray, image_size: int) -> np.ndarray:
-    """
-    Stretch all crops of a plate between percentiles of theirs, and resize them.
+    """Stretch all crops of a plate between percentiles of theirs, and resize them.
 
     Args:
-        crops (`numpy.ndarray` of shape `(N, C, H, W)`): Every crop of one plate, uint16.
-        image_size (`int`): Height and width of the result.
+        crops: `(N, C, H, W)`; every crop of one plate, uint16.
+        image_size: Height and width of the result.
 
     Returns:
         `numpy.ndarray` of shape `(N, C, image_size, image_size)`, uint8.

@@ -34,8 +34,7 @@ AREA_RANGE = (0.25, 6.0)  # in areas of a disc of the given diameter: smaller is
 
 
 def find_nuclei(dna: np.ndarray, diameter: float) -> np.ndarray:
-    """
-    Centres of all nuclei in one image.
+    """Centres of all nuclei in one image.
 
     Args:
         dna: (H, W) uint8 or uint16, any size, the DNA channel of a field of view, before illumination correction.
@@ -72,9 +71,8 @@ def find_nuclei(dna: np.ndarray, diameter: float) -> np.ndarray:
 
 
 def _foreground(blocks: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """
-    For every block its distance to the outline of the object it is in, 0 outside, and its brightness relative to the
-    object's brightest.
+    """For every block its distance to the outline of the object it is in, 0 outside, and its brightness relative to
+    the object's brightest.
     """
     smooth = ndimage.gaussian_filter(blocks, SMOOTHING * size)
     noise = 1.4826 * np.median(np.abs(blocks - smooth))

@@ -18,8 +18,7 @@ from cellfluxrl.data.cells import Map, R, T
 
 @contextmanager
 def process_map(num_proc: int) -> Iterator[Map]:
-    """
-    Give a `map` that runs in `num_proc` processes, or the built-in one for 1.
+    """Give a `map` that runs in `num_proc` processes, or the built-in one for 1.
 
     Results come in order, and at most two items a process are worked ahead, so that memory stays bounded however long
     the iterable. Functions and items are pickled.
@@ -56,8 +55,7 @@ def process_map(num_proc: int) -> Iterator[Map]:
 
 @contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """
-    Ctrl-C waits for the end of the block, and processes that are started within never get it.
+    """Ctrl-C waits for the end of the block, and processes that are started within never get it.
 
     Blocking the signal alone, which processes inherit, is not enough: another thread of this process may take it, and
     Python then interrupts the main thread all the same, in the middle of telling a new process what to do.

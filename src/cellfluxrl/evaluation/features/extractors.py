@@ -19,12 +19,11 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """
-    From images to features, with the name that results are reported under.
+    """From images to features, with the name that results are reported under.
 
     Args:
-        name (`str`): For example `"Inception-v3 (2048)"`.
-        network (`Callable`): From `(N, C, H, W)` images in [-1, 1] to an `(N, D)` tensor.
+        name: For example `"Inception-v3 (2048)"`.
+        network: From `(N, C, H, W)` images in [-1, 1] to an `(N, D)` tensor.
 
     Example:
         >>> means = FeatureExtractor("channel means", lambda images: images.mean(dim=(2, 3)))
@@ -42,12 +41,11 @@ class FeatureExtractor:
 
 
 def classifier_extractor(classifier: MoAClassifier, name: str) -> FeatureExtractor:
-    """
-    Features of a classifier of this package, before its last layer: they need no download and know these cells.
+    """Features of a classifier of this package, before its last layer: they need no download and know these cells.
 
     Args:
-        classifier ([`MoAClassifier`]): In evaluation mode; one that no reward used is held-out evidence.
-        name (`str`): Which one it is; the name becomes `"MoA classifier <name> (D)"`.
+        classifier: In evaluation mode; one that no reward used is held-out evidence.
+        name: Which one it is; the name becomes `"MoA classifier <name> (D)"`.
     """
     if classifier.training:
         raise ValueError("the classifier is in training mode, where features depend on the batch: call eval() first")
@@ -58,15 +56,14 @@ def classifier_extractor(classifier: MoAClassifier, name: str) -> FeatureExtract
 
 
 def inception_extractor(weights: str | Path | None = None, device: str | torch.device = "cpu") -> FeatureExtractor:
-    """
-    The 2,048 features of the Inception network that FID and KID are defined on, by torchmetrics and torch-fidelity.
+    """The 2,048 features of the Inception network that FID and KID are defined on, by torchmetrics and torch-fidelity.
 
     Images are rounded to 8 bits and resized to 299 x 299 as torchmetrics does. Nothing is downloaded.
 
     Args:
-        weights (`str` or `Path`, *optional*): torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default
-            the copy in the cache of `torch.hub`, where torch-fidelity stores it.
-        device (`str`, defaults to `"cpu"`): Where it runs.
+        weights: torch-fidelity's `weights-inception-2015-12-05-6726825d.pth`; by default the copy in the cache of
+            `torch.hub`, where torch-fidelity stores it.
+        device: Where it runs.
 
     Raises:
         ImportError: If torchmetrics or torch-fidelity is not installed.

@@ -38,11 +38,11 @@ _RANGE_TOLERANCE = 1e-4
 
 
 def morphology_feature_names(channel_names: Sequence[str]) -> tuple[str, ...]:
-    """
-    Names of the columns of [`morphology_features`], as CellProfiler writes them: object, category, measure, channel.
+    """Names of the columns of [`morphology_features`], as CellProfiler writes them: object, category, measure,
+    channel.
 
     Args:
-        channel_names (`Sequence[str]`): Of the images, in order.
+        channel_names: Of the images, in order.
 
     Example:
         >>> names = morphology_feature_names(["dna", "tubulin", "actin"])
@@ -68,8 +68,7 @@ def morphology_feature_names(channel_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def morphology_features(images: torch.Tensor, masks: Masks | Segmenter) -> np.ndarray:
-    """
-    Measure the largest nucleus of each crop and the cell around it.
+    """Measure the largest nucleus of each crop and the cell around it.
 
     Categories and measures follow CellProfiler (Carpenter et al., 2006; Stirling et al., 2021) [1]_: area and shape,
     intensity, radial distribution, granularity, texture and correlation between channels. Lengths are in pixels and
@@ -80,12 +79,12 @@ def morphology_features(images: torch.Tensor, masks: Masks | Segmenter) -> np.nd
     the other.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): In [-1, 1].
-        masks ([`Masks`] or [`Segmenter`]): Labels of the nuclei and cells, or what finds them in these images.
+        images: `(N, C, H, W)`; in [-1, 1].
+        masks: Labels of the nuclei and cells, or what finds them in these images.
 
     Returns:
-        `np.ndarray` of shape `(N, F)`, float64: the columns of [`morphology_feature_names`]. NaN where a crop has no
-        such object, and where the value is undefined: shares and correlations of a channel without any light.
+        `(N, F)`, float64; the columns of [`morphology_feature_names`]. NaN where a crop has no such object, and where
+        the value is undefined: shares and correlations of a channel without any light.
 
     Raises:
         ValueError: If the images have another shape or range, or the labels do not belong to them.

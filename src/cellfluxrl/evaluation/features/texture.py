@@ -17,20 +17,19 @@ LBP_NEIGHBOURS = 8
 
 
 def granularity(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """
-    Share of a region's intensity that lies in bright structures of each size: a granulometry by openings.
+    """Share of a region's intensity that lies in bright structures of each size: a granulometry by openings.
 
     The share of radius r is what the opening with a disc of radius r removes and the one with r - 1 left. It is the
     pattern spectrum of Maragos (1989), on which CellProfiler's granularity [1]_ is built; CellProfiler puts back
     what is connected to the rest (opening by reconstruction), which takes far longer.
 
     Args:
-        images (`np.ndarray` of shape `(N, H, W, C)`): uint8.
-        mask (`np.ndarray` of shape `(N, H, W)`): Booleans, the region. Structures are found in the whole image.
+        images: `(N, H, W, C)`; uint8.
+        mask: `(N, H, W)`; booleans, the region. Structures are found in the whole image.
 
     Returns:
-        `np.ndarray` of shape `(N, C, 8)`: for the radii 1 to 8 px. Images of 96 px or more are averaged down to
-        between 48 and 96 px first, so that the radii mean about the same; NaN where the region has no intensity.
+        `(N, C, 8)`; for the radii 1 to 8 px. Images of 96 px or more are averaged down to between 48 and 96 px first,
+        so that the radii mean about the same; NaN where the region has no intensity.
 
     References:
         .. [1] D. McQuin et al., CellProfiler 3.0: next-generation image processing for biology, PLOS Biology 16,
@@ -54,20 +53,19 @@ def granularity(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def haralick(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """
-    Haralick's features of a region: from how often two grey levels are neighbours (Haralick et al., 1973).
+    """Haralick's features of a region: from how often two grey levels are neighbours (Haralick et al., 1973).
 
     Pairs of pixels that both lie in the region count, in four directions and both orders; grey levels are 16 equal
     parts of the range of 8 bits.
 
     Args:
-        images (`np.ndarray` of shape `(N, H, W, C)`): uint8.
-        mask (`np.ndarray` of shape `(N, H, W)`): Booleans, the region.
+        images: `(N, H, W, C)`; uint8.
+        mask: `(N, H, W)`; booleans, the region.
 
     Returns:
-        `np.ndarray` of shape `(N, C, 12)`: contrast, dissimilarity, homogeneity, angular second moment, correlation
-        (as in [`skimage.feature.graycoprops`]) and entropy in bits, of pixels 1 px apart and then 3 px apart; NaN
-        where the region has no pairs.
+        `(N, C, 12)`; contrast, dissimilarity, homogeneity, angular second moment, correlation (as in
+        [`skimage.feature.graycoprops`]) and entropy in bits, of pixels 1 px apart and then 3 px apart; NaN where the
+        region has no pairs.
     """
     count, _, _, channels = images.shape
     levels = np.where(mask[..., None], images // (256 // GRAY_LEVELS) + 1, 0).astype(np.uint8)
@@ -84,16 +82,15 @@ def haralick(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def local_binary_patterns(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """
-    Share of a region's pixels with each local binary pattern (Ojala et al., 2002): uniform, invariant to rotation.
+    """Share of a region's pixels with each local binary pattern (Ojala et al., 2002): uniform, invariant to rotation.
 
     A pixel's pattern says how many of its 8 neighbours are at least as bright: 0 (a spot) to 8 (a hole, or flat), if
     they are side by side; 9 is any other pattern. The neighbours are the pixels themselves:
     [`skimage.feature.local_binary_pattern`] interpolates, and how it rounds decides between equals.
 
     Args:
-        images (`np.ndarray` of shape `(N, H, W, C)`): uint8; continued beyond the border by its last pixels.
-        mask (`np.ndarray` of shape `(N, H, W)`): Booleans, the region.
+        images: `(N, H, W, C)`; uint8; continued beyond the border by its last pixels.
+        mask: `(N, H, W)`; booleans, the region.
 
     Returns:
         `np.ndarray` of shape `(N, C, 10)`; NaN where the region is empty.

@@ -26,17 +26,16 @@ DECIMALS_WITHOUT_ERROR = 3
 
 
 def format_measurement(value: float, error: float) -> tuple[str, str]:
-    """
-    Write a value with the digits that its standard error leaves meaningful.
+    """Write a value with the digits that its standard error leaves meaningful.
 
     The error keeps one significant digit, or two if the first is a 1, which is where one digit would round most.
 
     Args:
-        value (`float`): The mean; NaN if it was not measured.
-        error (`float`): Its standard error, at least 0; NaN if it is not known.
+        value: The mean; NaN if it was not measured.
+        error: Its standard error, at least 0; NaN if it is not known.
 
     Returns:
-        `tuple[str, str]`: The value and `"± error"`, which is empty if the error is not known.
+        The value and `"± error"`, which is empty if the error is not known.
 
     Example:
         >>> format_measurement(0.91234, 0.0041), format_measurement(951.8, 12.3), format_measurement(6.2, math.nan)
@@ -63,11 +62,10 @@ def _rounded(value: float, decimals: int) -> str:
 
 
 def format_interval(interval: Interval) -> tuple[str, str]:
-    """
-    Write a value and its 95 % interval, with the digits that its standard error leaves meaningful.
+    """Write a value and its 95 % interval, with the digits that its standard error leaves meaningful.
 
     Returns:
-        `tuple[str, str]`: The value and `"[low, high]"`, which is empty if the interval is not known.
+        The value and `"[low, high]"`, which is empty if the interval is not known.
 
     Example:
         >>> format_interval(Interval(0.91234, 0.9043, 0.9203, 0.0041))
@@ -83,15 +81,14 @@ def format_interval(interval: Interval) -> tuple[str, str]:
 
 
 def format_table(rows: Rows, columns: Sequence[str]) -> str:
-    """
-    Lay measurements out as plain text, aligned at the ± of each column.
+    """Lay measurements out as plain text, aligned at the ± of each column.
 
     Args:
-        rows (`Mapping[str, Mapping[str, tuple[float, float]]]`): By row and column, a value and its standard error.
-        columns (`Sequence[str]`): The columns to show, in order.
+        rows: By row and column, a value and its standard error.
+        columns: The columns to show, in order.
 
     Returns:
-        `str`: A line of headers, a rule, and one line per row; what was not measured is an en dash.
+        A line of headers, a rule, and one line per row; what was not measured is an en dash.
 
     Raises:
         ValueError: If no row has one of the columns.
@@ -139,15 +136,13 @@ def _check_columns(rows: Rows, columns: Sequence[str]) -> None:
 
 @dataclass(frozen=True)
 class Table:
-    """
-    A table of a [`Section`].
+    """A table of a [`Section`].
 
     Args:
-        caption (`str`): What it shows.
-        columns (`Sequence[str]`): Headers, without that of the rows' names.
-        rows (`Mapping[str, Sequence[tuple[str, str]]]`): By the row's name, a value and what stands below it, for
-            each column.
-        reference (`str`, *optional*): The row that is marked as what to compare with.
+        caption: What it shows.
+        columns: Headers, without that of the rows' names.
+        rows: By the row's name, a value and what stands below it, for each column.
+        reference: The row that is marked as what to compare with.
     """
 
     caption: str
@@ -158,16 +153,15 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """
-    A part of a report.
+    """A part of a report.
 
     Args:
-        title (`str`): The heading.
-        paragraphs (`Sequence[str]`): Text.
-        findings (`Sequence[str]`): Sentences in a list; what stands before `" | "` is set in bold.
-        tables (`Sequence[Table]`): Tables.
-        notes (`Mapping[str, str]`): Terms and what they mean.
-        pictures (`Sequence[tuple[str, Path]]`): Caption and PNG file of each picture.
+        title: The heading.
+        paragraphs: Text.
+        findings: Sentences in a list; what stands before `" | "` is set in bold.
+        tables: Tables.
+        notes: Terms and what they mean.
+        pictures: Caption and PNG file of each picture.
     """
 
     title: str
@@ -197,24 +191,23 @@ def write_report(
     settings: Mapping[str, object],
     reference: str = "real",
 ) -> None:
-    """
-    Write findings, table, pictures and settings as one HTML file that needs nothing else.
+    """Write findings, table, pictures and settings as one HTML file that needs nothing else.
 
     Pictures and styles are inside the file, and its content security policy forbids the browser to load anything. It
     is readable on a phone, on paper and in dark mode. No value is highlighted as the best one, because the highest
     reward is not: the report tells readers to compare with the reference row instead.
 
     Args:
-        path (`str` or `Path`): Of the HTML file.
-        title (`str`): The heading.
-        rows (`Mapping[str, Mapping[str, tuple[float, float]]]`): By row and column, a value and its standard error.
-        columns (`Sequence[str]`): The columns to show, in order.
-        column_notes (`Mapping[str, str]`): What columns mean, and whether more or less is better, in a sentence each.
-        pictures (`Sequence[tuple[str, Path]]`): Caption and PNG file of each picture; the caption is also what a
-            screen reader says in place of the picture.
-        findings (`Sequence[str]`): What came out, in plain sentences.
-        settings (`Mapping[str, object]`): What is needed to run it again.
-        reference (`str`, defaults to `"real"`): The row of real cells, which is marked as what to compare with.
+        path: Of the HTML file.
+        title: The heading.
+        rows: By row and column, a value and its standard error.
+        columns: The columns to show, in order.
+        column_notes: What columns mean, and whether more or less is better, in a sentence each.
+        pictures: Caption and PNG file of each picture; the caption is also what a screen reader says in place of the
+            picture.
+        findings: What came out, in plain sentences.
+        settings: What is needed to run it again.
+        reference: The row of real cells, which is marked as what to compare with.
 
     Raises:
         ValueError: If there is no reference row, no row has one of the columns, or a note is about no column.
@@ -254,15 +247,14 @@ def write_sections(
     sections: Sequence[Section],
     settings: Mapping[str, object],
 ) -> None:
-    """
-    Write a report of several sections, as one HTML file like that of [`write_report`].
+    """Write a report of several sections, as one HTML file like that of [`write_report`].
 
     Args:
-        path (`str` or `Path`): Of the HTML file.
-        title (`str`): The heading.
-        findings (`Sequence[str]`): What came out, in plain sentences.
-        sections (`Sequence[Section]`): The parts, in order.
-        settings (`Mapping[str, object]`): What is needed to run it again.
+        path: Of the HTML file.
+        title: The heading.
+        findings: What came out, in plain sentences.
+        sections: The parts, in order.
+        settings: What is needed to run it again.
 
     Raises:
         ValueError: If a row of a table has another number of cells than there are columns.

@@ -224,15 +224,14 @@ def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section
 def write_evaluation_report(
     path: str | Path, title: str, results: Results, pictures: Mapping[str, Path], settings: Mapping[str, Any]
 ) -> None:
-    """
-    Write `report.html`.
+    """Write `report.html`.
 
     Args:
-        path (`str` or `Path`): Of the HTML file.
-        title (`str`): The heading.
-        results ([`Results`]): What came out.
-        pictures (`Mapping[str, Path]`): As [`draw_all`] returns them.
-        settings (`Mapping[str, Any]`): What is needed to run it again.
+        path: Of the HTML file.
+        title: The heading.
+        results: What came out.
+        pictures: As [`draw_all`] returns them.
+        settings: What is needed to run it again.
     """
     sections = [*_evidence_sections(results), _measurements_section(results, pictures), _paired_section(results)]
     if results.best_of_n:

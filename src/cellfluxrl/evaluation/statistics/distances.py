@@ -18,8 +18,7 @@ _ROWS_AT_ONCE = 1024  # of a kernel matrix, which for all rows would need N^2 nu
 
 
 def frechet_interval(a: np.ndarray, b: np.ndarray, resamples: int = 100, seed: int = 0) -> Interval:
-    """
-    [`frechet_distance`] of two sets of features, with an interval from [`half_sampling_interval`].
+    """[`frechet_distance`] of two sets of features, with an interval from [`half_sampling_interval`].
 
     The value has the bias of its sample size: see [`frechet_infinity`].
     """
@@ -28,8 +27,7 @@ def frechet_interval(a: np.ndarray, b: np.ndarray, resamples: int = 100, seed: i
 
 
 def frechet_infinity(a: np.ndarray, b: np.ndarray, resamples: int = 100, seed: int = 0) -> Interval:
-    """
-    Frechet distance extrapolated to infinitely many samples: FID-infinity (Chong and Forsyth, 2020).
+    """Frechet distance extrapolated to infinitely many samples: FID-infinity (Chong and Forsyth, 2020).
 
     The bias of the Frechet distance is linear in 1/N. It is computed of random parts of both sets, from half to all of
     them, and the line through these values against 1 / part is followed to 0. The original takes parts of the
@@ -37,9 +35,8 @@ def frechet_infinity(a: np.ndarray, b: np.ndarray, resamples: int = 100, seed: i
     has to be now and then.
 
     Args:
-        a (`np.ndarray` of shape `(N, D)`), b (`np.ndarray` of shape `(M, D)`): Features.
-        resamples (`int`, defaults to 100), seed (`int`, defaults to 0): Of [`half_sampling_interval`]; with 0
-            resamples no interval is computed.
+        a, b: `(N, D)` and `(M, D)`; features.
+        resamples, seed: Of [`half_sampling_interval`]; with 0 resamples no interval is computed.
 
     Raises:
         ValueError: If a half of a set has no more rows than features: the bias is not linear then, and nothing can be
@@ -76,20 +73,19 @@ def _extrapolated(a: np.ndarray, b: np.ndarray, seed: int) -> float:
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray, resamples: int = 200, seed: int = 0) -> Interval:
-    """
-    Kernel distance, KID on Inception features (Binkowski et al., 2018): unbiased at every sample size.
+    """Kernel distance, KID on Inception features (Binkowski et al., 2018): unbiased at every sample size.
 
     The unbiased estimate of the squared maximum mean discrepancy for the kernel (x . y / D + 1)^3. It uses all pairs,
     where the original averages subsets; of subsets of all rows that is the same. Around 0, and often negative, for two
     samples of one distribution.
 
     Args:
-        a (`np.ndarray` of shape `(N, D)`), b (`np.ndarray` of shape `(M, D)`): Features.
-        resamples (`int`, defaults to 200), seed (`int`, defaults to 0): Of the halves that the standard error and the
-            interval come from, see [`half_sampling_interval`].
+        a, b: `(N, D)` and `(M, D)`; features.
+        resamples, seed: Of the halves that the standard error and the interval come from, see
+            [`half_sampling_interval`].
 
     Returns:
-        `Interval`: All NaN if a set has fewer than two rows, and without an interval if it has fewer than four.
+        All NaN if a set has fewer than two rows, and without an interval if it has fewer than four.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(1000, 8))
@@ -152,17 +148,16 @@ def distances_by_group(
     real: np.ndarray,
     real_groups: Sequence[Hashable],
 ) -> dict[Hashable, GroupDistance]:
-    """
-    A distance of every compound, with counts.
+    """A distance of every compound, with counts.
 
     Args:
-        distance (`Callable`): As [`kernel_distance`], the right one for small groups.
-        generated (`np.ndarray` of shape `(N, D)`), real (`np.ndarray` of shape `(M, D)`): Features.
-        generated_groups (`Sequence` of length N), real_groups (`Sequence` of length M): The compound of each.
+        distance: As [`kernel_distance`], the right one for small groups.
+        generated, real: `(N, D)` and `(M, D)`; features.
+        generated_groups, real_groups: The compound of each.
 
     Returns:
-        `dict`: By compound, in order of their first generated and then real cell. The distance is NaN where one set
-        has no cells.
+        By compound, in order of their first generated and then real cell. The distance is NaN where one set has no
+        cells.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(40, 3))

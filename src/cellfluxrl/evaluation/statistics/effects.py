@@ -17,8 +17,7 @@ CLEAR_EFFECT = 0.5  # control standard deviations; a smaller real effect has its
 
 
 def effect_sizes(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """
-    Robust standardised difference between treated and control cells, of each feature.
+    """Robust standardised difference between treated and control cells, of each feature.
 
     (median of treated - median of control) / (1.4826 MAD of control): the robust z-score of image-based profiling
     [1]_, in standard deviations of normal data. Where the median absolute deviation is 0, as of counts that are the
@@ -26,9 +25,8 @@ def effect_sizes(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
     of Iglewicz and Hoaglin [2]_).
 
     Args:
-        treated (`np.ndarray` of shape `(N, F)`), control (`np.ndarray` of shape `(M, F)`): Features of cells; NaN
-            counts as missing. To compare real and generated effects, give both the same control cells: then both
-            have one unit.
+        treated, control: `(N, F)` and `(M, F)`; features of cells; NaN counts as missing. To compare real and
+            generated effects, give both the same control cells: then both have one unit.
 
     Returns:
         `np.ndarray` of shape `(F,)`; NaN where fewer than five treated or control cells have a value, or all of the
@@ -82,14 +80,13 @@ def _medians(values: np.ndarray) -> np.ndarray:
 def effects_by_group(
     features: np.ndarray, groups: Sequence[Hashable], control: np.ndarray, order: Sequence[Hashable]
 ) -> np.ndarray:
-    """
-    [`effect_sizes`] of each compound, or any other group of cells.
+    """[`effect_sizes`] of each compound, or any other group of cells.
 
     Args:
-        features (`np.ndarray` of shape `(N, F)`): Of treated cells, real or generated.
-        groups (`Sequence` of length N): The compound of each.
-        control (`np.ndarray` of shape `(M, F)`): Of control cells.
-        order (`Sequence` of length K): The compounds to return, in order.
+        features: `(N, F)`; of treated cells, real or generated.
+        groups: The compound of each.
+        control: `(M, F)`; of control cells.
+        order: The compounds to return, in order.
 
     Returns:
         `np.ndarray` of shape `(K, F)`.
@@ -109,16 +106,15 @@ def effects_by_group(
 
 @dataclass(frozen=True)
 class EffectAgreement:
-    """
-    Agreement of generated with real effects over all pairs of a compound and a feature.
+    """Agreement of generated with real effects over all pairs of a compound and a feature.
 
     Args:
-        pearson, spearman (`Interval`): Correlations.
-        same_sign (`Interval`): Share with the right direction, of those whose real effect is at least 0.5 control
-            standard deviations; 0.5 is chance.
-        slope (`Interval`): Median of generated / real effect over the same pairs: the slope of a line through the
-            origin, which no single feature decides. Below 1 the effects are too weak.
-        pairs (`int`), clear_pairs (`int`): How many pairs have both effects, and how many of those are clear ones.
+        pearson, spearman: Correlations.
+        same_sign: Share with the right direction, of those whose real effect is at least 0.5 control standard
+            deviations; 0.5 is chance.
+        slope: Median of generated / real effect over the same pairs: the slope of a line through the origin, which no
+            single feature decides. Below 1 the effects are too weak.
+        pairs, clear_pairs: How many pairs have both effects, and how many of those are clear ones.
     """
 
     pearson: Interval
@@ -130,16 +126,15 @@ class EffectAgreement:
 
 
 def effect_agreement(real: np.ndarray, generated: np.ndarray, resamples: int = 500, seed: int = 0) -> EffectAgreement:
-    """
-    Compare generated with real effects of K compounds on F features.
+    """Compare generated with real effects of K compounds on F features.
 
     The noise of few cells lowers every measure, for real cells too: half of the real cells against the other half show
     what is possible.
 
     Args:
-        real, generated (`np.ndarray` of shape `(K, F)`): See [`effects_by_group`]; pairs with a NaN are left out.
-        resamples (`int`, defaults to 500), seed (`int`, defaults to 0): Of the bootstrap. It resamples compounds,
-            since the features of one compound depend on each other; with one compound no interval is known.
+        real, generated: `(K, F)`; see [`effects_by_group`]; pairs with a NaN are left out.
+        resamples, seed: Of the bootstrap. It resamples compounds, since the features of one compound depend on each
+            other; with one compound no interval is known.
 
     Raises:
         ValueError: If the shapes differ.

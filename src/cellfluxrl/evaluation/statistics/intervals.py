@@ -15,8 +15,7 @@ _NUMBERS_AT_ONCE = 2**20
 
 
 class Interval(NamedTuple):
-    """
-    What was measured, and how well it is known.
+    """What was measured, and how well it is known.
 
     Attributes:
         value: Of all the data.
@@ -33,20 +32,19 @@ class Interval(NamedTuple):
 def bootstrap_interval(
     statistic: Callable[..., float], counts: Sequence[int], resamples: int = 1000, seed: int = 0
 ) -> Interval:
-    """
-    Percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13) of a statistic of one or more sets.
+    """Percentile bootstrap interval (Efron and Tibshirani, 1993, chapter 13) of a statistic of one or more sets.
 
     Right for means, correlations, shares and the like. A distance between sets rises when members occur twice, so the
     bootstrap moves it away from its own value: see [`half_sampling_interval`].
 
     Args:
-        statistic (`Callable`): From one array of chosen indices for each set to a number.
-        counts (`Sequence[int]`): Members of each set, which is resampled with replacement.
-        resamples (`int`, defaults to 1000): Number of times.
-        seed (`int`, defaults to 0): Decides the resamples.
+        statistic: From one array of chosen indices for each set to a number.
+        counts: Members of each set, which is resampled with replacement.
+        resamples: Number of times.
+        seed: Decides the resamples.
 
     Returns:
-        `Interval`: Ends and error are NaN if a set has fewer than two members, or a resample gives NaN.
+        Ends and error are NaN if a set has fewer than two members, or a resample gives NaN.
 
     Example:
         >>> x = np.arange(100.0)
@@ -64,8 +62,7 @@ def bootstrap_interval(
 
 
 def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> Interval:
-    """
-    [`bootstrap_interval`] of a mean, without a loop over the resamples.
+    """[`bootstrap_interval`] of a mean, without a loop over the resamples.
 
     Example:
         >>> mean = mean_interval(np.arange(100.0))
@@ -86,8 +83,7 @@ def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> I
 def half_sampling_interval(
     statistic: Callable[..., float], counts: Sequence[int], resamples: int = 200, seed: int = 0
 ) -> Interval:
-    """
-    Interval of a distance between sets, from random halves of each: the delete-half jackknife (Shao and Wu, 1989).
+    """Interval of a distance between sets, from random halves of each: the delete-half jackknife (Shao and Wu, 1989).
 
     Halves are drawn without replacement, so that no member is its own neighbour or counts twice, and scatter around
     their mean as the statistic of the whole set does around the truth: for a mean, exactly. The ends are

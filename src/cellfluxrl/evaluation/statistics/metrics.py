@@ -13,15 +13,14 @@ from cellfluxrl.seeding import numpy_generator
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """
-    Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
+    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
 
     Args:
-        a, b (`numpy.ndarray` of shape `(N, D)`): Features; the sets may differ in size.
+        a, b: `(N, D)`; features; the sets may differ in size.
 
     Returns:
-        `float`: |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. Biased upwards for small
-        sets, so compare only sets of one size with one reference.
+        |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. Biased upwards for small sets, so
+        compare only sets of one size with one reference.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=(500, 4))
@@ -47,18 +46,17 @@ def relative_spread(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spread_within(a: np.ndarray, a_groups: np.ndarray, b: np.ndarray, b_groups: np.ndarray) -> float:
-    """
-    Spread of `a` around the means of its groups, over that of `b`: 1 if the members of a group differ as much.
+    """Spread of `a` around the means of its groups, over that of `b`: 1 if the members of a group differ as much.
 
     The difference between groups, which is most of a total variance, does not count: samples that were chosen near
     the mean of each mechanism are caught by this alone.
 
     Args:
-        a (`np.ndarray` of shape `(N, D)`), b (`np.ndarray` of shape `(M, D)`): Statistics; each column weighs alike.
-        a_groups (`np.ndarray` of shape `(N,)`), b_groups (`np.ndarray` of shape `(M,)`): The group of each row.
+        a, b: `(N, D)` and `(M, D)`; statistics; each column weighs alike.
+        a_groups, b_groups: `(N,)` and `(M,)`; the group of each row.
 
     Returns:
-        `float`: Root of the mean over columns of the ratio of variances within groups; NaN if no group has two rows.
+        Root of the mean over columns of the ratio of variances within groups; NaN if no group has two rows.
 
     Example:
         >>> x, groups = np.random.default_rng(0).normal(size=(2000, 3)), np.arange(2000) % 2
@@ -77,29 +75,27 @@ def _variance_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 50, seed: int = 0) -> float:
-    """
-    Standard error of a statistic of a set under resampling of its members with replacement.
+    """Standard error of a statistic of a set under resampling of its members with replacement.
 
     Args:
-        statistic (`Callable`): From the chosen indices, shape `(count,)`, to a number.
-        count (`int`): Members of the set.
-        resamples (`int`, defaults to 50): Number of resampled sets.
+        statistic: From the chosen indices, shape `(count,)`, to a number.
+        count: Members of the set.
+        resamples: Number of resampled sets.
     """
     random = numpy_generator(seed, "bootstrap")
     return float(np.std([statistic(random.integers(count, size=count)) for _ in range(resamples)], ddof=1))
 
 
 def image_features(images: torch.Tensor) -> torch.Tensor:
-    """
-    Hand-made features of intensity and texture, which nothing is trained on.
+    """Hand-made features of intensity and texture, which nothing is trained on.
 
     Args:
-        images (`torch.Tensor` of shape `(N, C, H, W)`): Images in [-1, 1].
+        images: `(N, C, H, W)`; images in [-1, 1].
 
     Returns:
-        `torch.Tensor` of shape `(N, 8 C + C (C - 1) / 2)`: for each channel mean, standard deviation, skewness and
-        upper 5 % of the intensity, the standard deviation of three octaves of detail, and the difference between
-        centre and rim; for each pair of channels their correlation over pixels.
+        `(N, 8 C + C (C - 1) / 2)`; for each channel mean, standard deviation, skewness and upper 5 % of the intensity,
+        the standard deviation of three octaves of detail, and the difference between centre and rim; for each pair of
+        channels their correlation over pixels.
     """
     pixels = images.float().flatten(2)
     centred = pixels - pixels.mean(dim=2, keepdim=True)

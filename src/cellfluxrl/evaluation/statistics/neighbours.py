@@ -16,19 +16,18 @@ _ROWS_AT_ONCE = 512  # distances of all to all would need N^2 numbers
 
 @dataclass(frozen=True)
 class Memorisation:
-    """
-    Result of [`memorisation`].
+    """Result of [`memorisation`].
 
     Args:
-        distance_ratio (`Interval`): Median distance to the nearest training cell, generated over held-out real cells.
-            1 is right; far below it are copies, or averages, which lie close to everything.
-        nearer_to_training (`Interval`), nearer_to_training_real (`Interval`): Share of the generated, and of the
-            held-out real cells, whose nearest training cell is nearer than their nearest held-out one.
-        copies (`Interval`): Share of the generated cells that stick to one training cell as only `COPY_RATE` of the
-            held-out real ones do; about that much is chance.
-        p_value (`float`): Of that many copies by chance.
-        training, held_out, generated (`int`): Cells compared.
-        missing (`int`): Cells left out for a NaN, in all three sets together.
+        distance_ratio: Median distance to the nearest training cell, generated over held-out real cells. 1 is right;
+            far below it are copies, or averages, which lie close to everything.
+        nearer_to_training, nearer_to_training_real: Share of the generated, and of the held-out real cells, whose
+            nearest training cell is nearer than their nearest held-out one.
+        copies: Share of the generated cells that stick to one training cell as only `COPY_RATE` of the held-out real
+            ones do; about that much is chance.
+        p_value: Of that many copies by chance.
+        training, held_out, generated: Cells compared.
+        missing: Cells left out for a NaN, in all three sets together.
     """
 
     distance_ratio: Interval
@@ -45,8 +44,7 @@ class Memorisation:
 def memorisation(
     generated: np.ndarray, training: np.ndarray, held_out: np.ndarray, resamples: int = 500, seed: int = 0
 ) -> Memorisation:
-    """
-    Look for training cells among the generated ones; held-out real cells, which cannot be copies, are the measure.
+    """Look for training cells among the generated ones; held-out real cells, which cannot be copies, are the measure.
 
     A copy lies much nearer to its training cell than to every other: the ratio of the distances to the nearest and the
     second-nearest training cell is small (Yoon et al., 2023), whatever the scale, and whether or not the plates
@@ -59,10 +57,9 @@ def memorisation(
     plates are nearer to the training cells than cells of other plates are, copies or not.
 
     Args:
-        generated (`np.ndarray` of shape `(N, D)`), training (`np.ndarray` of shape `(T, D)`), held_out (`np.ndarray`
-            of shape `(H, D)`): Features, which are standardised by the training cells. Rows with NaN are left out, and
-            counted.
-        resamples (`int`, defaults to 500), seed (`int`, defaults to 0): Of the bootstrap intervals.
+        generated, training, held_out: `(N, D)` and `(T, D)` and `(H, D)`; features, which are standardised by the
+            training cells. Rows with NaN are left out, and counted.
+        resamples, seed: Of the bootstrap intervals.
 
     Raises:
         ValueError: If the numbers of features differ, or a set has fewer than two complete rows.
@@ -109,18 +106,17 @@ def memorisation(
 def coverage(
     generated: np.ndarray, real: np.ndarray, neighbours: int = 5, resamples: int = 200, seed: int = 0
 ) -> Interval:
-    """
-    Diversity: share of the real cells that have a generated one among their neighbours (Naeem et al., 2020).
+    """Diversity: share of the real cells that have a generated one among their neighbours (Naeem et al., 2020).
 
     A generated cell counts if it is nearer than the real cell's fifth-nearest other real one. Missing modes lower it,
     and a few outliers cannot make up for them, as they can in a total variance. As many other real cells as there are
     here reach 1 - 2^-5 = 0.97, and fewer reach less: compare only sets of one size.
 
     Args:
-        generated (`np.ndarray` of shape `(N, D)`), real (`np.ndarray` of shape `(M, D)`): Features, which are
-            standardised by the real cells. Rows with NaN are left out.
-        neighbours (`int`, defaults to 5): Which neighbour sets the radius.
-        resamples (`int`, defaults to 200), seed (`int`, defaults to 0): Of the bootstrap over real cells.
+        generated, real: `(N, D)` and `(M, D)`; features, which are standardised by the real cells. Rows with NaN are
+            left out.
+        neighbours: Which neighbour sets the radius.
+        resamples, seed: Of the bootstrap over real cells.
 
     Raises:
         ValueError: If the numbers of features differ, or there are not enough complete rows.

@@ -21,10 +21,10 @@ _ROWS_AT_ONCE = 1024  # of a kernel matrix
 class PairedTest:
     """
     Args:
-        difference (`Interval`): Ours minus theirs.
-        p_value (`float`): Two-sided, of a difference this large if it did not matter which of the two is whose.
-        adjusted (`float`): The p-value by Holm's method over all that were tested together; see [`adjust`].
-        count (`int`): Pairs.
+        difference: Ours minus theirs.
+        p_value: Two-sided, of a difference this large if it did not matter which of the two is whose.
+        adjusted: The p-value by Holm's method over all that were tested together; see [`adjust`].
+        count: Pairs.
     """
 
     difference: Interval
@@ -34,11 +34,10 @@ class PairedTest:
 
 
 def paired_means(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> PairedTest:
-    """
-    Compare two means by sign flips of the paired differences, with a bootstrap interval.
+    """Compare two means by sign flips of the paired differences, with a bootstrap interval.
 
     Args:
-        ours, theirs (`np.ndarray` of shape `(N,)`): Of the same controls; pairs with NaN are left out.
+        ours, theirs: `(N,)`; of the same controls; pairs with NaN are left out.
 
     Example:
         >>> x = np.random.default_rng(0).normal(size=50)
@@ -67,14 +66,13 @@ def _p_value(value: float, by_chance: np.ndarray) -> float:
 def paired_statistics(
     ours: np.ndarray, theirs: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0
 ) -> PairedTest:
-    """
-    Compare a statistic of two sets, such as a distance to real cells, by swapping the members of pairs.
+    """Compare a statistic of two sets, such as a distance to real cells, by swapping the members of pairs.
 
     The interval is of random halves of the pairs ([`half_sampling_interval`]); what the statistic compares with stays.
 
     Args:
-        ours, theirs (`np.ndarray` of shape `(N, D)`): Row i of both from one control.
-        statistic (`Callable`): From the rows of a set to a number.
+        ours, theirs: `(N, D)`; row i of both from one control.
+        statistic: From the rows of a set to a number.
     """
 
     def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -120,8 +118,7 @@ def _kernel_distances(every: np.ndarray, members: np.ndarray, real: np.ndarray) 
 
 
 def adjust(tests: Mapping[str, PairedTest]) -> dict[str, PairedTest]:
-    """
-    Adjust the p-values of tests that are read together by Holm's method (1979).
+    """Adjust the p-values of tests that are read together by Holm's method (1979).
 
     Example:
         >>> tests = {name: PairedTest(Interval(0.0), p, 9) for name, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))}

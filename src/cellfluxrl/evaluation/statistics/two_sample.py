@@ -19,15 +19,14 @@ RIDGE = 0.01  # weight of the squared coefficients beside the mean log loss
 
 @dataclass(frozen=True)
 class TwoSampleTest:
-    """
-    Result of [`two_sample_test`].
+    """Result of [`two_sample_test`].
 
     Args:
-        accuracy (`Interval`): Of telling the two sets apart in unseen cells, with Wilson's 95 % interval; 0.5 is
-            chance, which two samples of one distribution are at.
-        p_value (`float`): Of an accuracy this high by chance.
-        count (`int`): Cells of each set that took part; those with NaN do not, and the larger set is cut.
-        missing (`tuple[int, int]`): Cells with NaN in each set.
+        accuracy: Of telling the two sets apart in unseen cells, with Wilson's 95 % interval; 0.5 is chance, which two
+            samples of one distribution are at.
+        p_value: Of an accuracy this high by chance.
+        count: Cells of each set that took part; those with NaN do not, and the larger set is cut.
+        missing: Cells with NaN in each set.
     """
 
     accuracy: Interval
@@ -37,8 +36,7 @@ class TwoSampleTest:
 
 
 def two_sample_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> TwoSampleTest:
-    """
-    Classifier two-sample test (Lopez-Paz and Oquab, 2017).
+    """Classifier two-sample test (Lopez-Paz and Oquab, 2017).
 
     A ridge logistic regression on the standardised features and their absolute values, which show a difference in
     spread as well, is trained on one half of the cells and judged on the other. Interval and p-value are binomial, as
@@ -46,9 +44,9 @@ def two_sample_test(a: np.ndarray, b: np.ndarray, seed: int = 0) -> TwoSampleTes
     binomial p-value is below 0.05 in a tenth of all comparisons of equal distributions.)
 
     Args:
-        a (`np.ndarray` of shape `(N, F)`), b (`np.ndarray` of shape `(M, F)`): Features of the cells of two sets, no
-            cell in both. Rows with NaN are left out, and counted.
-        seed (`int`, defaults to 0): How the cells are divided.
+        a, b: `(N, F)` and `(M, F)`; features of the cells of two sets, no cell in both. Rows with NaN are left out,
+            and counted.
+        seed: How the cells are divided.
 
     Raises:
         ValueError: If the numbers of features differ, or a set has fewer than ten complete rows.

@@ -23,11 +23,10 @@ SOURCES = {
 
 
 def make_source(name: str, **settings: Any) -> Source:
-    """
-    Build a source by name.
+    """Build a source by name.
 
     Args:
-        name (`str`): One of `SOURCES`.
+        name: One of `SOURCES`.
         settings: Arguments of its class; those that are `None` are left to their defaults.
 
     Raises:

@@ -21,18 +21,15 @@ NUCLEUS_DIAMETER = 32.0
 
 
 class PublishedArchives:
-    """
-    Plates of BBBC021v1 (Ljosa et al., Nature Methods 9, 637, 2012): 240 fields of view of 1024 x 1280 pixels each.
+    """Plates of BBBC021v1 (Ljosa et al., Nature Methods 9, 637, 2012): 240 fields of view of 1024 x 1280 pixels each.
 
     Args:
-        data_dir (`str` or `Path`): Folder with the tables and archives; what is missing is downloaded into it.
-        plates (`Sequence[str]`, *optional*): Such as `"Week4_27821"`; all 55 by default.
-        labelled_only (`bool`, defaults to `False`):
-            Leave out compounds at concentrations that have no mechanism of action; controls stay.
-        crop_size (`int`, defaults to 96), image_size (`int`, *optional*), nucleus_diameter (`float`):
-            See [`CropSettings`]; crops are not resized by default.
-        base_url (`str`): Where the files are published.
-        checksums (`str` or `Path`, *optional*): File in the format of `sha256sum`, to check downloads against.
+        data_dir: Folder with the tables and archives; what is missing is downloaded into it.
+        plates: Such as `"Week4_27821"`; all 55 by default.
+        labelled_only: Leave out compounds at concentrations that have no mechanism of action; controls stay.
+        crop_size, image_size, nucleus_diameter: See [`CropSettings`]; crops are not resized by default.
+        base_url: Where the files are published.
+        checksums: File in the format of `sha256sum`, to check downloads against.
 
     Raises:
         ValueError: For an unknown plate, or tables that are damaged.

@@ -22,14 +22,13 @@ ARRAYS = ("image", "well", "site", "fov", "cell", "compound", "concentration", "
 
 
 class CropFolder:
-    """
-    Raw crops, one `PLATE.npz` a plate: `image` uint16 (N, H, W, 3) in the order DNA, beta-tubulin, actin, and per crop
-    `well`, `site`, `fov` (the field of view), `cell`, `compound`, `concentration` (uM) and `replicate`.
+    """Raw crops, one `PLATE.npz` a plate: `image` uint16 (N, H, W, 3) in the order DNA, beta-tubulin, actin, and per
+    crop `well`, `site`, `fov` (the field of view), `cell`, `compound`, `concentration` (uM) and `replicate`.
 
     Args:
-        data_dir (`str` or `Path`): The folder.
-        plates (`Sequence[str]`, *optional*): All by default.
-        image_size (`int`, *optional*): Height and width that crops are resized to; by default they keep theirs.
+        data_dir: The folder.
+        plates: All by default.
+        image_size: Height and width that crops are resized to; by default they keep theirs.
 
     Raises:
         ValueError: For a file that cannot be used, or an unknown plate or compound.

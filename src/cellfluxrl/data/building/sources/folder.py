@@ -36,8 +36,7 @@ MIN_CHANNELS, MAX_CHANNELS = 2, 8
 
 
 class PlateFolder:
-    """
-    Plates that a CSV file describes, one row a field of view.
+    """Plates that a CSV file describes, one row a field of view.
 
     Columns: `image_CHANNEL` for each of 2 to 8 channels, whose order is kept: a path, relative to the CSV file, of an
     8 or 16 bit TIFF, OME-TIFF or PNG of one channel (`stack.tif#2` is the third page of a file of several);
@@ -50,12 +49,12 @@ class PlateFolder:
     - `split`: "train", "test", "val" or "ood", for the split scheme `"published"`.
 
     Args:
-        table (`str` or `Path`): The CSV file.
-        nucleus_diameter (`float`): Typical diameter of a nucleus in pixels of the images.
-        plates (`Sequence[str]`, *optional*): All by default.
-        nucleus_channel (`str`, defaults to `"dna"`): The channel that stains DNA.
-        control (`str`, defaults to `"DMSO"`): The compound of the untreated wells.
-        crop_size (`int`, defaults to 96), image_size (`int`, *optional*): See [`CropSettings`].
+        table: The CSV file.
+        nucleus_diameter: Typical diameter of a nucleus in pixels of the images.
+        plates: All by default.
+        nucleus_channel: The channel that stains DNA.
+        control: The compound of the untreated wells.
+        crop_size, image_size: See [`CropSettings`].
 
     Raises:
         FileNotFoundError: If there is no such table.

@@ -38,8 +38,7 @@ STORED_CHANNELS = ("actin", "tubulin", "dna")
 
 
 class ImpaCrops:
-    """
-    Crops as IMPA (Palma et al., Nature Communications 2025) published them and CellFlux trains on them.
+    """Crops as IMPA (Palma et al., Nature Communications 2025) published them and CellFlux trains on them.
 
     A crop `Week1_22123_1_11_3.0` is `Week1/22123/1_11_3.0.npy`: uint8 (96, 96, 3), actin, tubulin and DNA, already
     evened out. The numbers are BBBC021's TableNumber and ImageNumber and the nucleus' ObjectNumber: where `data_dir`
@@ -52,9 +51,9 @@ class ImpaCrops:
     split scheme `"published"`.
 
     Args:
-        data_dir (`str` or `Path`): Folder with `Week1`, `Week2`, ...
-        table (`str` or `Path`): The index, a CSV file with the columns `COLUMNS`, and any others.
-        plates (`Sequence[str]`, *optional*): Such as `"Week1_22123"`; all by default.
+        data_dir: Folder with `Week1`, `Week2`, ...
+        table: The index, a CSV file with the columns `COLUMNS`, and any others.
+        plates: Such as `"Week1_22123"`; all by default.
 
     Raises:
         FileNotFoundError: If folder or table are not there.

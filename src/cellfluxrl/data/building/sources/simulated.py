@@ -22,17 +22,16 @@ CONTROL_WELLS = 8  # the last ones of the plate
 
 
 class SimulatedPlates:
-    """
-    Rendered cells under the compounds of BBBC021.
+    """Rendered cells under the compounds of BBBC021.
 
     The compounds of one mechanism have the same effect (see `cellfluxrl.data.simulated`), with a dose response.
 
     Args:
-        image_size (`int`, defaults to 48): Height and width of the crops.
-        cells_per_moa (`int`, defaults to 400): Treated cells of each MoA over all plates.
-        controls_per_plate (`int`, defaults to 400): DMSO cells of each plate.
-        num_plates (`int`, defaults to 4): Plates, each with its own intensity, blur and background.
-        seed (`int`, defaults to 0): Everything depends on it.
+        image_size: Height and width of the crops.
+        cells_per_moa: Treated cells of each MoA over all plates.
+        controls_per_plate: DMSO cells of each plate.
+        num_plates: Plates, each with its own intensity, blur and background.
+        seed: Everything depends on it.
     """
 
     channel_names = CHANNEL_NAMES
