@@ -13,11 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellfluxrl.data.compounds import CONTROL
+from cellfluxrl.data.compounds import CONTROL, read_molecule
 from cellfluxrl.data.image_files import images_of_files
 from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.simulated import CHANNELS, simulate_cells
-from cellfluxrl.models.compound_encoder import morgan_counts
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.controls import open_controls
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
@@ -266,7 +265,7 @@ def check_smiles(smiles: str, models: Models) -> str | None:
         raise ValueError("there is no SMILES yet: paste one, such as CC(=O)Oc1ccccc1C(=O)O for aspirin")
     if len(smiles) > MAX_SMILES:
         raise ValueError(f"the SMILES has {len(smiles):,} characters; at most {MAX_SMILES} are taken")
-    morgan_counts(smiles)
+    read_molecule(smiles)
     from rdkit import Chem
 
     canonical = Chem.CanonSmiles(smiles.strip())

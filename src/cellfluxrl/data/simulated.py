@@ -23,10 +23,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.errors import unknown_name
 
 CHANNELS = ("dna", "tubulin", "actin")
-CONTROL = "DMSO"
 REFERENCE_SIZE = 48
 MIN_IMAGE_SIZE = 16
 MAX_CELLS = 9  # the central cell and at most eight neighbours
@@ -119,7 +119,6 @@ MOA_EFFECTS: dict[str, dict[str, float]] = {
         "tubulin_brightness": 1.35, "actin_brightness": 1.35,
     },
 }  # fmt: skip
-MOAS: tuple[str, ...] = tuple(sorted(MOA_EFFECTS))
 
 
 @dataclass(frozen=True)
