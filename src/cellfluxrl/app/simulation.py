@@ -6,13 +6,13 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.data.compounds import CONTROL, read_molecule
 from cellfluxrl.data.image_files import images_of_files
 from cellfluxrl.data.images import as_model_images
@@ -25,7 +25,6 @@ from cellfluxrl.rewards.suite import REAL_RANGE, Measured
 from cellfluxrl.seeding import seeded_generator
 
 DEMO_PIPELINE = Path("runs/demo/pipeline")
-SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
 EXAMPLES = 8
 EXAMPLE_PLATE = 3  # of the demo's plates, one that it does not train on
 MAX_IMAGES, MAX_CANDIDATES, MAX_STEPS = 8, 16, 50  # of one request

@@ -20,7 +20,7 @@ from cellfluxrl.seeding import numpy_generator
 from cellfluxrl.terminal import text_table
 
 REPORT_NAME = "build_report.json"
-COUNT_KEYS = ["split", "plate", "compound", "concentration", "moa"]
+COUNT_COLUMNS = ["split", "plate", "compound", "concentration", "moa"]
 
 Cells: TypeAlias = "datasets.Dataset | datasets.DatasetDict"
 
@@ -46,16 +46,18 @@ def count_cells(source: str | Path | Cells) -> pd.DataFrame:
         files = _parquet_files(source)
         # One file at a time: strings of millions of rows are large.
         parts = [
-            _count(pq.read_table(_checked(file, pq.read_schema(file).names), columns=COUNT_KEYS)) for file in files
+            _count(pq.read_table(_checked(file, pq.read_schema(file).names), columns=COUNT_COLUMNS)) for file in files
         ]
     else:
         splits = source.values() if isinstance(source, datasets.DatasetDict) else [source]
         parts = []
         for split in splits:
             _checked("the data set", split.column_names)
-            parts += [_count(batch) for batch in split.select_columns(COUNT_KEYS).with_format("arrow").iter(100_000)]
-    counts = pd.concat(parts) if parts else pd.DataFrame(columns=[*COUNT_KEYS, "cells"])
-    return counts.groupby(COUNT_KEYS, as_index=False)["cells"].sum()
+            parts += [
+                _count(batch) for batch in split.select_columns(COUNT_COLUMNS).with_format("arrow").iter(100_000)
+            ]
+    counts = pd.concat(parts) if parts else pd.DataFrame(columns=[*COUNT_COLUMNS, "cells"])
+    return counts.groupby(COUNT_COLUMNS, as_index=False)["cells"].sum()
 
 
 def _parquet_files(folder: str | Path) -> list[Path]:
@@ -66,7 +68,7 @@ def _parquet_files(folder: str | Path) -> list[Path]:
 
 
 def _checked(source: str | Path, columns: Sequence[str]) -> str | Path:
-    missing = [column for column in COUNT_KEYS if column not in columns]
+    missing = [column for column in COUNT_COLUMNS if column not in columns]
     if missing:
         raise ValueError(f"{source} lacks the columns {missing}; it has {list(columns)}")
     return source
@@ -75,7 +77,7 @@ def _checked(source: str | Path, columns: Sequence[str]) -> str | Path:
 def _count(table) -> pd.DataFrame:
     """Count the rows of a `pyarrow.Table`; an unknown MoA is the empty string."""
     frame = table.to_pandas().fillna({"moa": ""})
-    return frame.groupby(COUNT_KEYS, as_index=False).size().rename(columns={"size": "cells"})
+    return frame.groupby(COUNT_COLUMNS, as_index=False).size().rename(columns={"size": "cells"})
 
 
 def count_tables(counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
@@ -145,7 +147,7 @@ def summarize(source: str | Path | Cells) -> str:
 def reported_counts(report: dict) -> pd.DataFrame:
     """What [`count_cells`] gives, from a build report instead of from the cells."""
     rows = report["counts"] if "counts" in report else [row for p in report["plates"].values() for row in p["counts"]]
-    return pd.DataFrame(rows, columns=[*COUNT_KEYS, "cells"]).fillna({"moa": ""})
+    return pd.DataFrame(rows, columns=[*COUNT_COLUMNS, "cells"]).fillna({"moa": ""})
 
 
 def problems_of(report: dict) -> pd.DataFrame:
