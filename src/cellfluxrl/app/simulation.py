@@ -15,7 +15,7 @@ import torch
 from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.data.compounds import CONTROL, read_molecule
 from cellfluxrl.data.image_files import images_of_files
-from cellfluxrl.data.images import as_model_images
+from cellfluxrl.data.images import as_model_images, to_unit, unit_floats
 from cellfluxrl.data.simulated import CHANNELS, simulate_cells
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.controls import open_controls
@@ -178,7 +178,7 @@ def example_controls(models: Models, controls: str | None = None) -> ControlChoi
     if sorted(names) != sorted(CHANNELS) or (size and size[0] != size[1]) or not isinstance(side, int):
         return None
     cells = simulate_cells([CONTROL] * EXAMPLES, plate=EXAMPLE_PLATE, image_size=side, seed=2).image
-    images = cells[:, [CHANNELS.index(name) for name in names]].astype(np.float32) / 255
+    images = unit_floats(cells[:, [CHANNELS.index(name) for name in names]])
     return ControlChoices(images, [f"simulated cell {k + 1}" for k in range(EXAMPLES)])
 
 
@@ -217,7 +217,7 @@ def read_controls(path: str | Path, models: Models, channels: str = "") -> Contr
         said = said.replace(f"{path.parent}/", "")  # a folder of the server, which means nothing to its visitor
         raise ValueError(said if path.name in said else f"{path.name}: {said}") from error
     order = [own.index(name) for name in needed]
-    images = [(np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image))[order] for image in images]
+    images = [unit_floats(image)[order] for image in images]
     for image in images:
         _check_control(image, path.name, models)
     return ControlChoices(np.stack(images), opened.rows["source"].tolist()[: len(images)])
@@ -447,7 +447,7 @@ def _segment(pipe: CellFluxRLPipeline, images: torch.Tensor) -> Masks | None:
         return pipe.rewards.segment(images)
     if NUCLEUS_CHANNEL not in pipe.channel_names or len(pipe.channel_names) < 2:
         return None
-    return make_segmenter("watershed", channel_names=pipe.channel_names)(((images + 1) / 2).numpy())
+    return make_segmenter("watershed", channel_names=pipe.channel_names)(to_unit(images).numpy())
 
 
 def _resolve(models: Models, treatment: Treatment) -> tuple[Treatment, torch.Tensor]:

@@ -15,7 +15,7 @@ from PIL import Image
 
 from cellfluxrl.data.building.fields import TIFF_MAGICS, ImageError, read_image
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import as_model_images
+from cellfluxrl.data.images import as_model_images, from_rgb, to_unit
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.data.tables import read_table, refuse
 from cellfluxrl.errors import unknown_name
@@ -227,7 +227,7 @@ def _read_image_of(file: Path, name: str, index: int | None, channel_names: tupl
     else:
         image = _read_planes(file, name)
     in_model_range = as_model_images(image, channel_names)[0]  # or it raises what is wrong
-    return image if image.dtype == np.uint8 else ((in_model_range + 1) / 2).numpy()
+    return image if image.dtype == np.uint8 else to_unit(in_model_range).numpy()
 
 
 def _read_rgb(file: Path, name: str) -> np.ndarray:
@@ -238,7 +238,7 @@ def _read_rgb(file: Path, name: str) -> np.ndarray:
         raise ImageError(f"{name}: damaged, or no PNG: {error}") from error
     if mode != "RGB":
         raise ImageError(f"{name}: images of three channels are PNGs in RGB, this one has mode {mode!r}")
-    return pixels[..., ::-1].transpose(2, 0, 1)  # red is the last channel
+    return from_rgb(pixels)
 
 
 def _read_planes(file: Path, name: str) -> np.ndarray:
@@ -285,7 +285,7 @@ def _from_array(file: Path, index: int | None) -> np.ndarray:
     array = _open_array(file)
     image = np.array(array if index is None else array[index])
     if np.issubdtype(image.dtype, np.floating) and _has_negative(file):
-        return (image + 1) / 2
+        return to_unit(image)
     return image
 
 

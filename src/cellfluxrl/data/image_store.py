@@ -19,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cellfluxrl.data.images import from_rgb
 from cellfluxrl.data.schema import channel_names_of
 
 logger = logging.getLogger(__name__)
@@ -167,7 +168,7 @@ def _decode_picture(value: dict | None, row: int) -> np.ndarray:
         raise ValueError(f"the image of row {row} cannot be decoded: {error}") from error
     if mode != "RGB":
         raise ValueError(f"the image of row {row} has mode {mode!r}; cells of three channels are stored as 'RGB'")
-    return pixels[..., ::-1].transpose(2, 0, 1)  # red is the last channel
+    return from_rgb(pixels)
 
 
 def _decode_arrays(column: pa.ChunkedArray, shape: tuple[int, int, int], start: int) -> np.ndarray:
