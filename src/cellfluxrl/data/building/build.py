@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cellfluxrl.data.building.archives import ArchiveError, DownloadError
+from cellfluxrl.data.building.downloads import ArchiveError, DownloadError
 from cellfluxrl.data.card import dataset_card
 from cellfluxrl.data.cells import Map, PlateLog, Source
 from cellfluxrl.data.info import COUNT_COLUMNS, REPORT_NAME
