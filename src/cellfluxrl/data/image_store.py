@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
 import math
 import os
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,13 +18,13 @@ from PIL import Image
 
 from cellfluxrl.data.images import from_rgb
 from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded at once
 PROGRESS_FROM = 10_000  # crops
-STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
 class StoredImages:
@@ -212,21 +209,16 @@ def _writable(folder: Path) -> Path:
 
 
 def _write(dataset: datasets.Dataset, path: Path, shape: tuple[int, int, int, int]) -> None:
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # by processes that were killed
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink()
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    def decode(partial: Path) -> None:
         with open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for _, crops in _decoded_chunks(dataset, shape):
                 file.write(crops.data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+
+    try:
+        write_whole(path, decode, shared=True)
     except OSError as error:
         needed = f"{math.prod(shape) / 1e9:.1f} GB of decoded images cannot be written: {error.strerror}"
         raise OSError(error.errno, needed, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)
