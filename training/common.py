@@ -22,6 +22,7 @@ from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.data.schema import image_shape
 from cellfluxrl.data.splits import resplit
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import write_whole
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
 
 logger = logging.getLogger(__name__)
@@ -168,11 +169,8 @@ class Log:
         self.path = Path(output_dir) / "log.jsonl"
         self.start = time.perf_counter()
         if accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._lines_until(first_step) if first_step and self.path.is_file() else []
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(self.path)
+            write_whole(self.path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
 
     def _lines_until(self, last_step: int) -> list[str]:
         lines: dict[int, str] = {}

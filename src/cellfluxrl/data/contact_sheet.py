@@ -15,6 +15,7 @@ from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.data.images import PALETTE, channel_colors, composite, from_rgb
 from cellfluxrl.data.info import Cells, parquet_files
 from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.files import write_whole
 from cellfluxrl.seeding import numpy_generator
 
 MAX_ROWS = 40  # with more conditions than this, the highest dose of each compound stands for it
@@ -60,7 +61,7 @@ def contact_sheet(source: str | Path | Cells, path: str | Path, cells_per_row: i
         (condition, [_enlarged(composite(crop, colors)) for crop in _read_crops(source.select(indices))])
         for condition, indices in chosen
     ]
-    _draw_sheet(rows, list(zip(names, colors, strict=True))).save(path)
+    write_whole(path, _draw_sheet(rows, list(zip(names, colors, strict=True))).save)
 
 
 class _FolderRows:

@@ -30,6 +30,7 @@ from cellfluxrl.data.parquet import ShardWriter, encode_cells, row_groups
 from cellfluxrl.data.processes import process_map
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.data.splits import row_splitter
+from cellfluxrl.files import write_whole
 
 ASIDE = ".partial"
 GO_ON = "the same command goes on"
@@ -151,7 +152,8 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
     if not any(plate["cells"] for plate in report["plates"].values()):
         raise BuildError(f"no cell was found on {', '.join(report['plate_names'])}; see {folder / REPORT_NAME}")
     report["complete"] = True
-    (folder / "README.md").write_text(dataset_card(report), encoding="utf-8")
+    card = dataset_card(report)
+    write_whole(folder / "README.md", lambda partial: partial.write_text(card, encoding="utf-8"))
     _save_report(folder, report)
 
 
@@ -174,8 +176,7 @@ def _locked(folder: Path) -> Iterator[None]:
 def _check_folder(folder: Path) -> None:
     """Refuse a folder with something that a build would mix with its own files."""
     if folder.exists() and not (folder / REPORT_NAME).is_file():
-        own = ("downloads", f"{REPORT_NAME}.partial")
-        found = sorted(p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith("."))
+        found = sorted(p.name for p in folder.iterdir() if p.name != "downloads" and not p.name.startswith("."))
         if found:
             raise ValueError(f"{str(folder)!r} holds {found[:5]}, and is no build: choose another output_dir")
 
@@ -239,9 +240,8 @@ def _add(report: dict[str, Any], plate: str, entry: dict[str, Any], counts: list
 
 
 def _save_report(folder: Path, report: dict[str, Any]) -> None:
-    partial = folder / f"{REPORT_NAME}.partial"
-    partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    os.replace(partial, folder / REPORT_NAME)
+    text = json.dumps(report, indent=1)
+    write_whole(folder / REPORT_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 # --- one plate ---
