@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from cellfluxrl.data.calibration import MOST_IMAGES, intensity_levels, match_levels
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files, is_dataset, load_split
+from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files
 from cellfluxrl.data.images import evenly_spread, from_unit, to_unit, unit_floats
-from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.data.loading import is_dataset, load_split
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
@@ -121,15 +121,12 @@ def _check_channels(own_names: tuple[str, ...], channel_names: Sequence[str]) ->
 
 def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) -> ImagesToScore:
     cells = load_split(name, split)
-    own_names = channel_names_of(cells)
-    if sorted(own_names) != sorted(channel_names):
-        raise ValueError(f"the data set has the channels {own_names}, the network {channel_names}")
     if "is_control" not in cells.column_names:
         raise unknown_name("column: the data set does not tell its controls by", "is_control", cells.column_names)
     rows = np.flatnonzero(cells["is_control"])
     if len(rows) == 0:
         raise ValueError(f"none of the {len(cells)} cells of {name!r}, split {split!r}, is a control")
-    images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL)
+    images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL, whose="the network")
     return ImagesToScore(images.rows.assign(source=[f"row {row}" for row in rows]), images.read)
 
 

@@ -58,7 +58,7 @@ def fit(argv: Sequence[str]) -> None:
     args = fit_parser().parse_args(argv)
     settings = _parse_settings(args.segmenter_settings)
     _check_pixel_size(args.pixel_size)
-    from cellfluxrl.data.image_files import load_split
+    from cellfluxrl.data.loading import load_split
     from cellfluxrl.models.moa_classifier import MoAClassifier
     from cellfluxrl.rewards.suite import RewardSuite
 
@@ -262,7 +262,8 @@ def _check_score_arguments(args: argparse.Namespace) -> None:
 
 
 def _open_images(args: argparse.Namespace, suite: RewardSuite) -> ImagesToScore:
-    from cellfluxrl.data.image_files import images_of_dataset, images_of_files, is_dataset, load_split
+    from cellfluxrl.data.image_files import images_of_dataset, images_of_files
+    from cellfluxrl.data.loading import is_dataset, load_split
 
     path = Path(args.images)
     if path.exists() and not is_dataset(path):
