@@ -17,6 +17,8 @@ from cellfluxrl.data.compounds import CONTROL, read_molecule
 from cellfluxrl.data.image_files import images_of_files
 from cellfluxrl.data.images import as_model_images, to_unit, unit_floats
 from cellfluxrl.data.simulated import CHANNELS, simulate_cells
+from cellfluxrl.devices import choose_device
+from cellfluxrl.errors import check_found
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.controls import open_controls
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
@@ -92,7 +94,7 @@ def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool 
     if pipeline is None:
         pipeline = str(DEMO_PIPELINE if DEMO_PIPELINE.is_dir() else SHIPPED_BASE)
     base = base or find_base(pipeline)
-    device = "cpu" if cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
+    device = choose_device(cpu)
     pipe = _load(pipeline).to(device)
     if pipe.unet.config.condition_dim is None:
         raise ValueError(f"the network of {pipeline!r} is unconditional: there is no compound to choose")
@@ -118,8 +120,7 @@ def find_base(pipeline: str) -> str | None:
 
 
 def _load(name: str) -> CellFluxRLPipeline:
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no pipeline {name!r}: give its folder, or org/name on the Hub")
+    check_found("pipeline", name)
     has_rewards = not Path(name).is_dir() or "rewards" in (Path(name) / "model_index.json").read_text()
     pipe = CellFluxRLPipeline.from_pretrained(name, **({} if has_rewards else {"rewards": None}))
     pipe.unet.eval()

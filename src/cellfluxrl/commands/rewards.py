@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cellfluxrl.arguments import CommandParser, add_json_option, run_subcommand
+from cellfluxrl.errors import check_found
 from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
@@ -104,8 +105,7 @@ def _load(cls: type, name: str, what: str) -> Any:
     from diffusers.utils import logging as diffusers_logging
 
     folder = Path(name)
-    if not folder.is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no {what} {name!r}: give its folder, or org/name on the Hub")
+    check_found(what, name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{name!r} has no config.json: it is no {what} that was saved with save_pretrained")
     diffusers_logging.set_verbosity_error()  # it would list every weight that is missing
