@@ -15,16 +15,15 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cellfluxrl.app.inputs import ControlChoices, check_smiles
+from cellfluxrl.app.models import Models
 from cellfluxrl.app.simulation import (
     PASTED_NAME,
     TIMES,
-    ControlChoices,
-    Models,
     Result,
     Row,
     Statistic,
     above_real,
-    check_smiles,
     compare_rewards,
     compare_statistics,
 )
