@@ -13,7 +13,7 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 from nbconvert import MarkdownExporter
 
-from cellfluxrl.commands import cli
+from cellfluxrl.commands import registry
 
 REPOSITORY = Path(__file__).parents[1]
 HELP = "<!-- help of every command -->"
@@ -56,7 +56,7 @@ def mathml(formula: str, display: str) -> str:
 
 def help_of_every_command() -> str:
     os.environ["COLUMNS"] = "100"
-    helps = {command: make().format_help().rstrip() for command, make in cli.parsers().items()}
+    helps = {command: make().format_help().rstrip() for command, make in registry.parsers().items()}
     return "\n\n".join(f"## cellfluxrl {command}\n\n```text\n{text}\n```" for command, text in helps.items())
 
 

@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from cellfluxrl.data.calibration import intensity_levels, match_levels
-from cellfluxrl.data.images import to_pil
+from cellfluxrl.data.images import from_unit, to_pil, to_unit
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.download import check_name, download_pipeline
@@ -248,7 +248,7 @@ class CellFluxPipeline(DiffusionPipeline):
                 "this pipeline does not know the intensities of the controls that it was trained on: an earlier "
                 "version saved it, or they were too few"
             )
-        return 2 * np.array([self.config.control_levels[name] for name in self.channel_names]) - 1
+        return from_unit(np.array([self.config.control_levels[name] for name in self.channel_names]))
 
     def check_inputs(
         self,
@@ -689,7 +689,7 @@ def convert_images(images: torch.Tensor, output_type: str) -> list[Image.Image] 
     if output_type == "pil":
         return to_pil(images)
     if output_type == "np":
-        return ((images + 1) / 2).cpu().numpy()
+        return to_unit(images).cpu().numpy()
     return images
 
 

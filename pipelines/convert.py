@@ -55,11 +55,11 @@ def convert_checkpoint(
         raise FileExistsError(f"{str(output_dir)!r} exists and is not an empty folder; name a new one")
 
     # 1. The weights, and the network that they tell of
-    config = config or {}
+    config, defaults = config or {}, CellFluxUNet2DModel.default_config()
     weights, taken = read_weights(checkpoint, use_ema=use_ema)
-    preset = recognized_preset(infer_config(weights))
+    preset = recognized_preset(infer_config(weights), defaults)
     _check_finite(weights)
-    unet = CellFluxUNet2DModel(**complete_config(config, weights)).eval()
+    unet = CellFluxUNet2DModel(**complete_config(config, weights, defaults)).eval()
     new_order = config.get("use_new_attention_order", True)
     unet.load_state_dict(convert_weights(weights, unet, use_new_attention_order=new_order))
 

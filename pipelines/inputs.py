@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cellfluxrl.data.images import ImageBatch, as_model_images
+from cellfluxrl.data.schema import channel_order
 
 ControlImages: TypeAlias = "ImageBatch | datasets.Dataset | Mapping[str, Any] | Sequence[Mapping[str, Any]]"
 
@@ -46,15 +47,14 @@ def _from_dataset(cells: datasets.Dataset, channel_names: tuple[str, ...]) -> to
     if len(cells) == 0:
         raise ValueError("the data set of control images is empty")
     feature = cells.features["image"]
-    own_names = tuple(feature.id.split(",")) if getattr(feature, "id", None) else channel_names
-    if sorted(own_names) != sorted(channel_names):
-        raise ValueError(f"the data set has the channels {own_names}, the network {channel_names}")
+    found = tuple(feature.id.split(",")) if getattr(feature, "id", None) else channel_names
+    order = channel_order(found, channel_names)
     if isinstance(feature, datasets.Array3D):
         # The numpy format gives int64 unless told.
         images = np.asarray(cells.with_format("numpy", columns=["image"])[:]["image"], dtype=feature.dtype)
     else:
         images = list(cells.with_format(None)["image"])
-    return as_model_images(images, own_names)[:, [own_names.index(name) for name in channel_names]]
+    return as_model_images(images, found)[:, order]
 
 
 def _image_of(row: Mapping[str, Any]) -> Any:

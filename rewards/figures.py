@@ -13,8 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from cellfluxrl.data.images import as_model_images
-from cellfluxrl.data.info import PALETTE, composite
+from cellfluxrl.data.images import PALETTE, as_model_images, composite, from_rgb, to_uint8
 from cellfluxrl.figures import (
     COLORS,
     DOTS_PER_INCH,
@@ -191,8 +190,7 @@ def _outlined_tiles(images: Sequence[np.ndarray], suite: RewardSuite) -> np.ndar
     masks = suite.segment(batch)
     if batch.shape[1] != 3:
         colors = GREY if batch.shape[1] == 1 else PALETTE[: batch.shape[1]]
-        in_8_bits = ((batch + 1) * 127.5).round().byte().numpy()
-        shown = np.stack([composite(image, colors)[..., ::-1].transpose(2, 0, 1) for image in in_8_bits])
+        shown = np.stack([from_rgb(composite(image, colors)) for image in to_uint8(batch)])
         batch = as_model_images(shown, ("blue", "green", "red"))
     return outlined(batch, masks.nuclei, masks.cells, scale=max(1, round(TILE / max(batch.shape[2:]))))
 

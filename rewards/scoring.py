@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from cellfluxrl.data.image_files import ImagesToScore
+from cellfluxrl.data.images import unit_floats
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.rewards.suite import FORMS, Measured, RewardSuite
 
@@ -108,7 +109,7 @@ def _read_batch(
         kept.append(row)
         batch.append(image)
     if len({image.dtype for image in batch}) > 1:
-        batch = [image if image.dtype != np.uint8 else np.float32(image) / 255 for image in batch]
+        batch = [unit_floats(image) for image in batch]
     return kept, np.stack(batch) if batch else np.empty(0)
 
 

@@ -19,7 +19,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import ImageBatch, as_model_images
+from cellfluxrl.data.images import ImageBatch, as_model_images, to_unit
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.access import CARD_NAME, push_files
@@ -314,7 +314,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     def segment(self, images: ImageBatch) -> Masks:
         """Labelled nuclei and cells of `(N, C, H, W)` images (see [`as_model_images`] for the accepted kinds)."""
-        return self.segmenter(((as_model_images(images, self.channel_names) + 1) / 2).cpu().numpy())
+        return self.segmenter(to_unit(as_model_images(images, self.channel_names)).cpu().numpy())
 
     @torch.no_grad()
     def observe(self, images: torch.Tensor, moa: Sequence[str]) -> Observation:
@@ -327,7 +327,7 @@ class RewardSuite(ModelMixin, ConfigMixin):
         needs = {need for reward in self.rewards for need in reward.needs}
         seen: dict[str, Any] = {}
         if "masks" in needs:
-            seen["masks"] = self.segmenter(((images + 1) / 2).cpu().numpy())
+            seen["masks"] = self.segmenter(to_unit(images).cpu().numpy())
             measurements = measure(seen["masks"])
             seen["measurements"] = {k: torch.from_numpy(v).float().to(self.device) for k, v in measurements.items()}
         if "classifier" in needs:

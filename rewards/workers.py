@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 import torch
 
-from cellfluxrl.data.building.processes import begin_worker
+from cellfluxrl.data.processes import begin_worker
 from cellfluxrl.rewards.partial import PartlyMeasured, finite_rows, nothing_measured, put
 from cellfluxrl.rewards.suite import Measured, RewardSuite
 

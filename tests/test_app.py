@@ -16,8 +16,10 @@ from PIL import Image
 from small_models import IMAGE_SIZE, with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
-from cellfluxrl.app import simulation, views
-from cellfluxrl.app.simulation import Models, Sampling, generate
+from cellfluxrl.app import inputs, simulation, views
+from cellfluxrl.app.models import Models, find_base, load_models
+from cellfluxrl.app.simulation import Sampling, generate
+from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.commands import app as command
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.pipelines.generation.treatments import Treatment
@@ -47,7 +49,7 @@ def alone() -> Models:
 
 @pytest.fixture(scope="module")
 def control(models) -> np.ndarray:
-    return simulation.example_controls(models).images[0]
+    return inputs.example_controls(models).images[0]
 
 
 @pytest.fixture(scope="module")
@@ -62,8 +64,8 @@ def result(models, control) -> simulation.Result:
 
 def test_without_a_demo_the_shipped_base_is_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    models = simulation.load_models(cpu=True)
-    assert models.pipe_name == str(simulation.SHIPPED_BASE)
+    models = load_models(cpu=True)
+    assert models.pipe_name == str(SHIPPED_BASE)
     assert list(models.rows) == ["Generated"]
     assert models.scored_moas == []
 
@@ -76,11 +78,11 @@ def saved(tmp_path, pipeline) -> Path:
 
 
 def test_the_base_of_a_demo_is_found_and_chooses_by_the_pipelines_rewards(saved):
-    assert simulation.find_base(str(saved / "pipeline")) is None
+    assert find_base(str(saved / "pipeline")) is None
     (saved / "settings.json").write_text(json.dumps({"dataset_name": "simulated"}))
-    assert simulation.find_base(str(saved / "pipeline")) == str(simulation.SHIPPED_BASE)
+    assert find_base(str(saved / "pipeline")) == str(SHIPPED_BASE)
     small_pipeline().save_pretrained(saved / "base")
-    models = simulation.load_models(str(saved / "pipeline"), cpu=True)
+    models = load_models(str(saved / "pipeline"), cpu=True)
     assert models.base_name == str(saved / "base")
     assert list(models.rows) == ["Base", "After RL"]
     assert models.base.rewards is models.pipe.rewards
@@ -94,12 +96,12 @@ def test_a_base_for_other_images_or_compounds_is_refused(saved, settings, named)
     encoder = CompoundEncoder(num_bits=settings.get("condition_dim", 1024))
     small_pipeline(encoder=encoder, **settings).save_pretrained(saved / "base")
     with pytest.raises(ValueError, match=named):
-        simulation.load_models(str(saved / "pipeline"), cpu=True)
+        load_models(str(saved / "pipeline"), cpu=True)
 
 
 def test_a_pipeline_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="there is no pipeline 'nothing_here'"):
-        simulation.load_models("nothing_here")
+        load_models("nothing_here")
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -108,21 +110,21 @@ def test_a_pipeline_that_is_not_there_is_named():
 
 
 def test_examples_are_cells_of_the_size_and_the_channels_that_the_pipeline_needs(models, alone):
-    choices = simulation.example_controls(models)
-    assert choices.images.shape == (simulation.EXAMPLES, 3, IMAGE_SIZE, IMAGE_SIZE)
+    choices = inputs.example_controls(models)
+    assert choices.images.shape == (inputs.EXAMPLES, 3, IMAGE_SIZE, IMAGE_SIZE)
     assert 0 <= choices.images.min() < 0.1 < 0.5 < choices.images.max() <= 1
-    assert len(set(choices.names)) == simulation.EXAMPLES
+    assert len(set(choices.names)) == inputs.EXAMPLES
     turned = Models(small_pipeline(channel_names=("actin", "dna", "tubulin")), "turned")
     np.testing.assert_array_equal(
-        simulation.example_controls(turned).images, simulation.example_controls(alone).images[:, [2, 0, 1]]
+        inputs.example_controls(turned).images, inputs.example_controls(alone).images[:, [2, 0, 1]]
     )
     others = Models(small_pipeline(channel_names=("dna", "er", "mito")), "others")
-    assert simulation.example_controls(others) is None
+    assert inputs.example_controls(others) is None
 
 
 def test_examples_can_be_ones_own(models, control, tmp_path):
     np.save(tmp_path / "mine.npy", control)
-    choices = simulation.example_controls(models, str(tmp_path))
+    choices = inputs.example_controls(models, str(tmp_path))
     assert choices.names == ["mine.npy"]
     np.testing.assert_allclose(choices.images[0], control, atol=1e-6)
 
@@ -143,7 +145,7 @@ WRITERS = {
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_kind_of_upload_is_read_as_it_is(models, control, tmp_path, name):
     WRITERS[name](tmp_path / name, (control * 255).round().astype(np.uint8))
-    choices = simulation.read_controls(tmp_path / name, models)
+    choices = inputs.read_controls(tmp_path / name, models)
     assert len(choices.images) == (2 if name == "cells.npy" else 1)
     np.testing.assert_allclose(choices.images[0], control, atol=0.002)
     assert all(own.startswith(name) for own in choices.names)
@@ -152,12 +154,12 @@ def test_every_kind_of_upload_is_read_as_it_is(models, control, tmp_path, name):
 def test_named_channels_of_a_file_are_brought_into_the_networks_order(models, control, tmp_path):
     dna, tubulin, actin = control
     np.save(tmp_path / "five.npy", np.stack([actin, np.zeros_like(dna), dna, np.zeros_like(dna), tubulin]))
-    choices = simulation.read_controls(tmp_path / "five.npy", models, " actin, er,dna ,agp,tubulin")
+    choices = inputs.read_controls(tmp_path / "five.npy", models, " actin, er,dna ,agp,tubulin")
     np.testing.assert_allclose(choices.images[0], control, atol=1e-6)
     with pytest.raises(ValueError, match="needs the channel 'tubulin'"):
-        simulation.read_controls(tmp_path / "five.npy", models, "actin, er, dna, agp, mito")
+        inputs.read_controls(tmp_path / "five.npy", models, "actin, er, dna, agp, mito")
     with pytest.raises(ValueError, match="twice"):
-        simulation.read_controls(tmp_path / "five.npy", models, "dna, tubulin, actin, dna, er")
+        inputs.read_controls(tmp_path / "five.npy", models, "dna, tubulin, actin, dna, er")
 
 
 def cut(path: Path, image: np.ndarray) -> None:
@@ -198,7 +200,7 @@ def test_a_bad_upload_is_told_in_words_that_name_the_file_and_not_the_servers_fo
     write, said = BAD_UPLOADS[name]
     write(tmp_path / name, (control * 255).round().astype(np.uint8))
     with pytest.raises(ValueError, match=said) as error:
-        simulation.read_controls(tmp_path / name, models)
+        inputs.read_controls(tmp_path / name, models)
     assert name in str(error.value)
     assert str(tmp_path) not in str(error.value)
 
@@ -209,17 +211,17 @@ def test_a_bad_upload_is_told_in_words_that_name_the_file_and_not_the_servers_fo
 
 
 def test_compounds_of_one_mechanism_stand_together(models):
-    shown = simulation.compound_choices(models)
+    shown = inputs.compound_choices(models)
     moas = [re.search(r"\((.*)\)$", text).group(1) for text, _ in shown]
     assert moas == sorted(moas)
     assert sorted(name for _, name in shown) == sorted(models.pipe.encoder.names)
 
 
 def test_a_known_structure_is_recognised_however_it_is_written(models):
-    assert simulation.check_smiles("O=S(C)C", models) == "DMSO"
-    assert simulation.moa_of_smiles("O=S(C)C", models) == "DMSO"
-    assert simulation.check_smiles("CCO", models) is None
-    assert simulation.moa_of_smiles("CC(", models) is None
+    assert inputs.check_smiles("O=S(C)C", models) == "DMSO"
+    assert inputs.moa_of_smiles("O=S(C)C", models) == "DMSO"
+    assert inputs.check_smiles("CCO", models) is None
+    assert inputs.moa_of_smiles("CC(", models) is None
     assert "This is <b>DMSO</b>" in views.compound_html(models, None, "O=S(C)C")
 
 
@@ -228,7 +230,7 @@ def test_a_known_structure_is_recognised_however_it_is_written(models):
 )
 def test_a_smiles_that_cannot_be_used_says_why(models, smiles, said):
     with pytest.raises(ValueError, match=said):
-        simulation.check_smiles(smiles, models)
+        inputs.check_smiles(smiles, models)
 
 
 def test_a_bad_smiles_is_shown_escaped_and_with_advice(models):

@@ -13,7 +13,8 @@ import pytest
 from small_models import with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
-from cellfluxrl.app.simulation import Models, example_controls
+from cellfluxrl.app.inputs import example_controls
+from cellfluxrl.app.models import Models
 
 pytest.importorskip("gradio", reason="the app needs gradio: pip install 'cellfluxrl[app]'")
 webdriver = pytest.importorskip("selenium.webdriver", reason="these tests need selenium")

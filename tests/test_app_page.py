@@ -13,7 +13,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from cellfluxrl.app import simulation
+from cellfluxrl.app import inputs, simulation
+from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.commands import app as command
 from cellfluxrl.commands import cli
 
@@ -36,7 +37,7 @@ def test_every_command_of_the_page_can_be_given():
 def test_the_page_names_the_limits_of_the_app():
     text = PAGE.read_text()
     assert f"up to {simulation.MAX_IMAGES}, each one of up to {simulation.MAX_CANDIDATES} candidates" in text
-    assert simulation.EXAMPLES == 8
+    assert inputs.EXAMPLES == 8
     assert "eight controls" in text
 
 
@@ -76,7 +77,7 @@ def test_the_app_starts_serves_its_page_and_ends(how, tmp_path):
     if how == "space":
         (tmp_path / "app.py").write_text((SPACE / "app.py").read_text())
         words = [sys.executable, "app.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CELLFLUXRL_PIPELINE": str(simulation.SHIPPED_BASE)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CELLFLUXRL_PIPELINE": str(SHIPPED_BASE)}
     with subprocess.Popen(
         words, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as process:

@@ -12,14 +12,14 @@ import pytest
 from accelerate.state import AcceleratorState
 
 from cellfluxrl import __version__
-from cellfluxrl.commands import cli
+from cellfluxrl.commands import cli, registry
 from cellfluxrl.commands.completion import actions_of
 
 REPOSITORY = Path(__file__).parents[1]
 HEAVY = ("torch", "diffusers", "datasets", "pandas", "scipy")
 
 
-PARSERS = cli.parsers()
+PARSERS = registry.parsers()
 
 
 def cellfluxrl(*arguments: str, **keywords) -> subprocess.CompletedProcess:

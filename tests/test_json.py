@@ -10,7 +10,7 @@ import pytest
 from accelerate.state import AcceleratorState
 from PIL import Image
 
-from cellfluxrl.commands import cli
+from cellfluxrl.commands import cli, registry
 from cellfluxrl.data.images import to_pil
 from cellfluxrl.rewards.terms import REWARD_NAMES
 
@@ -41,7 +41,7 @@ def result(simulated_cells, suite, pipeline, controls, tmp_path, monkeypatch, ca
     def run(line: str) -> dict:
         assert cli.main([*shlex.split(line), "--json"]) == 0, capfd.readouterr().err[-2000:]
         printed = json.loads(capfd.readouterr().out)
-        command = next(name for name in cli.parsers() if line.startswith(name))
+        command = next(name for name in registry.parsers() if line.startswith(name))
         assert KEYS[command] <= set(printed), command
         for path in printed.get("saved", []):
             assert Path(path).exists(), path

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells
-from cellfluxrl.commands import cli
+from cellfluxrl.commands import cli, registry
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.training.demo import SHIPPED_BASE
 
@@ -51,7 +51,9 @@ def test_the_command_line_page_says_what_each_json_holds() -> None:
     rows = re.findall(r"^\| (`.*?) \|", (DOCS / "cli.md").read_text().split("## For programs")[1], re.MULTILINE)
     named = {command for row in rows for command in re.findall(r"`([\w ]+)`", row)}
     with_json = {
-        command for command, make in cli.parsers().items() if "json" in {action.dest for action in make()._actions}
+        command
+        for command, make in registry.parsers().items()
+        if "json" in {action.dest for action in make()._actions}
     }
     assert named == with_json
 
@@ -132,5 +134,5 @@ def test_formulas_are_drawn_and_the_reference_is_filled(site: Path) -> None:
     page = (site / "reference/pipelines.html").read_text()
     assert all(words in page for words in ("num_inference_steps", "Steps of the solver", "CellFluxPipelineOutput"))
     commands = (site / "cli.html").read_text()
-    assert all(f"usage: cellfluxrl {command} " in commands for command in cli.parsers())
+    assert all(f"usage: cellfluxrl {command} " in commands for command in registry.parsers())
     assert "quickstart_output" in (site / "quickstart.html").read_text()

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from accelerate.state import AcceleratorState
 
-from cellfluxrl.commands import cli
+from cellfluxrl.commands import cli, registry
 
 REPOSITORY = Path(__file__).parents[1]
 PAGE = (REPOSITORY / "docs/tutorial.md").read_text()
@@ -29,7 +29,7 @@ FEWER = {
 
 
 def command_of(words: list[str]) -> str:
-    return next(command for command in cli.parsers() if words[1:][: len(command.split())] == command.split())
+    return next(command for command in registry.parsers() if words[1:][: len(command.split())] == command.split())
 
 
 def test_the_commands_lead_from_plates_to_a_report() -> None:
@@ -43,7 +43,7 @@ def test_the_commands_lead_from_plates_to_a_report() -> None:
 @pytest.mark.parametrize("words", COMMANDS, ids=command_of)
 def test_every_command_is_one_that_can_be_parsed(words: list[str]) -> None:
     command = command_of(words)
-    cli.parsers()[command]().parse_args(words[1 + len(command.split()) :])
+    registry.parsers()[command]().parse_args(words[1 + len(command.split()) :])
 
 
 def test_links_lead_to_pages_and_headings_that_exist() -> None:

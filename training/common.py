@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from pathlib import Path
@@ -16,84 +15,28 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from cellfluxrl.arguments import SharedArguments
-from cellfluxrl.data.builders.bbbc021 import BBBC021
-from cellfluxrl.data.builders.simulated_cells import SimulatedCells
+from cellfluxrl.data import loading
 from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.data.schema import image_shape
-from cellfluxrl.data.splits import resplit
-from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import write_whole
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
-
-logger = logging.getLogger(__name__)
 
 
 def load_cells(args: SharedArguments) -> datasets.DatasetDict:
-    """Load the data set that the arguments name; simulated cells and raw crops are built, once, into
-    `output_dir/data`.
-
-    Returns:
-        Splits `train` and `test`.
-
-    Raises:
-        ValueError: If there is no such data set, it lacks a split, or its crops are not of `image_size`.
-    """
-    cache = str(Path(args.output_dir) / "data")
-    held_out = tuple(args.test_plates or ())
-    if args.dataset_name == "simulated":
-        builder = SimulatedCells(
-            cache_dir=cache,
-            held_out=held_out,
-            image_size=args.image_size,
-            cells_per_moa=args.simulated_cells_per_moa,
-            controls_per_plate=args.simulated_cells_per_moa,
-            seed=args.seed,
-        )
-    elif args.dataset_name == "crops":
-        builder = BBBC021(
-            config_name="crops",
-            data_dir=args.data_dir,
-            cache_dir=cache,
-            held_out=held_out,
-            image_size=args.image_size,
-        )
-    else:
-        return _load_built(args)
-    builder.download_and_prepare()
-    splits = builder.as_dataset()
-    if "test" not in splits:
-        raise ValueError(f"{args.data_dir!r} has fewer than two treated plates: name the held-out ones in test_plates")
-    return splits
-
-
-def _load_built(args: SharedArguments) -> datasets.DatasetDict:
-    """A folder that `cellfluxrl data build` made, or its like on the Hub."""
-    name = args.dataset_name
-    if not Path(name).is_dir() and "/" not in name:
-        raise unknown_name("dataset_name", name, ("simulated", "crops", "a folder", "org/name on the Hub"))
-    splits = datasets.load_dataset(name)
-    if args.test_plates:
-        splits = resplit(splits, "plate", args.test_plates)
-    missing = {"train", "test"} - set(splits)
-    if missing:
-        raise ValueError(f"data set {name!r} has no {missing.pop()} split; name the held-out plates in test_plates")
-    size = image_shape(splits["train"])[-1]
-    if size != args.image_size:
-        raise ValueError(
-            f"the crops of {name!r} are {size} pixels wide, image_size is {args.image_size}: "
-            f"pass --image_size {size}, or build them with --image_size {args.image_size}"
-        )
-    return splits
+    """The splits `train` and `test` that the arguments name; see [`cellfluxrl.data.loading.load_cells`]."""
+    return loading.load_cells(
+        args.dataset_name,
+        cache_dir=Path(args.output_dir) / "data",
+        image_size=args.image_size,
+        data_dir=args.data_dir,
+        test_plates=args.test_plates,
+        cells_per_moa=args.simulated_cells_per_moa,
+        seed=args.seed,
+    )
 
 
 def load_labelled_cells(args: SharedArguments) -> datasets.DatasetDict:
     """[`load_cells`], without the cells whose compound, at its concentration, has no known mechanism of action."""
-    cells = load_cells(args)
-    for name, split in cells.items():
-        known = [i for i, moa in enumerate(split["moa"]) if moa]
-        if len(known) < len(split):
-            logger.warning("%s: %d cells without a mechanism of action are left out", name, len(split) - len(known))
-            cells[name] = split.select(known)
-    return cells
+    return loading.with_known_moa(load_cells(args))
 
 
 def encoder_of(cells: datasets.DatasetDict, log_dose: bool = False) -> CompoundEncoder:
@@ -168,11 +111,8 @@ class Log:
         self.path = Path(output_dir) / "log.jsonl"
         self.start = time.perf_counter()
         if accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
             kept = self._lines_until(first_step) if first_step and self.path.is_file() else []
-            partial = self.path.with_suffix(".partial")
-            partial.write_text("".join(line + "\n" for line in kept))
-            partial.replace(self.path)
+            write_whole(self.path, lambda partial: partial.write_text("".join(line + "\n" for line in kept)))
 
     def _lines_until(self, last_step: int) -> list[str]:
         lines: dict[int, str] = {}

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import torch
 from accelerate import Accelerator
 
 from cellfluxrl.arguments import SharedArguments, parse_arguments
+from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.pairs import ControlTreatedPairs, images_to_tensor
 from cellfluxrl.evaluation.comparison import (
@@ -43,7 +43,6 @@ from cellfluxrl.training import moa, pretrain, rl
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
 from cellfluxrl.training.demo_command import DemoArguments, main
 
-SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
 CANDIDATES = 4
 STAGE_FOLDERS = ("base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline")
 

@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 from cellfluxrl.data.calibration import MOST_IMAGES, intensity_levels, match_levels
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files, is_dataset, load_split
-from cellfluxrl.data.images import evenly_spread
-from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files
+from cellfluxrl.data.images import evenly_spread, from_unit, to_unit, unit_floats
+from cellfluxrl.data.loading import is_dataset, load_split
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
@@ -78,9 +78,7 @@ def open_controls(
     order = [own_names.index(channel) for channel in channel_names]
 
     def read(row: int) -> np.ndarray:
-        image = images.read(row)
-        scaled = np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image)
-        return np.ascontiguousarray(scaled[order])
+        return np.ascontiguousarray(unit_floats(images.read(row))[order])
 
     candidates = evenly_spread(len(images.rows), max_controls).tolist()
     kept, digests, skipped = _check_each(images, candidates, read, image_size)
@@ -104,11 +102,11 @@ def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
     for plate in pd.unique(plate_of):
         rows = np.flatnonzero(plate_of == plate)
         rows = rows[evenly_spread(len(rows), MOST_IMAGES)]
-        own[plate] = intensity_levels(np.stack([2 * controls.read(row) - 1 for row in rows]))
+        own[plate] = intensity_levels(np.stack([from_unit(controls.read(row)) for row in rows]))
 
     def read(row: int) -> np.ndarray:
-        image = torch.from_numpy(2 * controls.read(row) - 1)[None]
-        return ((match_levels(image, own[plate_of[row]], reference) + 1) / 2)[0].numpy()
+        image = torch.from_numpy(from_unit(controls.read(row)))[None]
+        return to_unit(match_levels(image, own[plate_of[row]], reference))[0].numpy()
 
     return Controls(controls.rows, read, controls.skipped)
 
@@ -123,15 +121,12 @@ def _check_channels(own_names: tuple[str, ...], channel_names: Sequence[str]) ->
 
 def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) -> ImagesToScore:
     cells = load_split(name, split)
-    own_names = channel_names_of(cells)
-    if sorted(own_names) != sorted(channel_names):
-        raise ValueError(f"the data set has the channels {own_names}, the network {channel_names}")
     if "is_control" not in cells.column_names:
         raise unknown_name("column: the data set does not tell its controls by", "is_control", cells.column_names)
     rows = np.flatnonzero(cells["is_control"])
     if len(rows) == 0:
         raise ValueError(f"none of the {len(cells)} cells of {name!r}, split {split!r}, is a control")
-    images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL)
+    images, _ = images_of_dataset(cells.select(rows), channel_names, moa=CONTROL, whose="the network")
     return ImagesToScore(images.rows.assign(source=[f"row {row}" for row in rows]), images.read)
 
 

@@ -14,6 +14,7 @@ import tifffile
 from PIL import Image
 
 from cellfluxrl.data.cells import Cells
+from cellfluxrl.data.images import to_rgb
 from cellfluxrl.data.parquet import ShardWriter, encode_cells
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.files import write_whole
@@ -50,7 +51,7 @@ def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> 
     if path.suffix == ".npy":
         write_whole(path, lambda partial: np.save(partial, image, allow_pickle=False))
     elif path.suffix == ".png":
-        picture = Image.fromarray(np.ascontiguousarray(image[::-1].transpose(1, 2, 0)))
+        picture = Image.fromarray(to_rgb(image))
         write_whole(path, picture.save)
     else:
         # tifffile's own UUID is of the moment: the same image written twice would be two different files.

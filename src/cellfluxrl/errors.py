@@ -1,7 +1,10 @@
 """Error messages that name the offending value, what is allowed and the nearest match."""
 
+from __future__ import annotations
+
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ValueError:
@@ -20,3 +23,9 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ValueError:
     shown = ", ".join(allowed[:40]) + (", ..." if len(allowed) > 40 else "")
     separator = " " if hint else "; "
     return ValueError(f"unknown {kind} {name!r}{hint}{separator}{len(allowed)} known: {shown}")
+
+
+def check_found(what: str, name: str) -> None:
+    """Raise a `ValueError` if `name` is neither a folder nor may be a repository of the Hub, `org/name`."""
+    if not Path(name).is_dir() and name.count("/") != 1:
+        raise ValueError(f"there is no {what} {name!r}: give its folder, or org/name on the Hub")

@@ -3,25 +3,42 @@
 from __future__ import annotations
 
 import os
+import time
+import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
-def write_whole(path: str | Path, write: Callable[[Path], object]) -> None:
+
+def write_whole(path: str | Path, write: Callable[[Path], object], shared: bool = False) -> None:
     """Have `write` make a file beside `path`, and move it there once it is whole.
 
     Args:
         path: The file; its folder is made.
         write: Called with the path of a new file, whose name ends as that of `path` does.
+        shared: Whether several processes may write it at the same time: each then makes a file of its own, and what
+            killed ones left there an hour ago is removed.
 
     Example:
         >>> write_whole("runs/settings.json", lambda path: path.write_text("{}"))      # doctest: +SKIP
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".partial-{path.name}")  # ends as `path` does: writers go by that
+    if shared:
+        _remove_stale(path)
+    owner = f"{uuid.uuid4().hex}-" if shared else ""
+    partial = path.with_name(f".partial-{owner}{path.name}")  # ends as `path` does: writers go by that
     try:
         write(partial)
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _remove_stale(path: Path) -> None:
+    for left in path.parent.glob(f".partial-*-{path.name}"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if time.time() - left.stat().st_mtime > STALE_SECONDS:
+                left.unlink()

@@ -23,16 +23,16 @@ from file_server import Answer, FileServer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.data.building import archives
-from cellfluxrl.data.building.archives import (
+from cellfluxrl.data.building import downloads, zip_archive
+from cellfluxrl.data.building.downloads import (
     ArchiveError,
     DownloadError,
-    PlateArchive,
     download,
     file_sha256,
     read_checksums,
     verified_download,
 )
+from cellfluxrl.data.building.zip_archive import PlateArchive
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -43,7 +43,7 @@ CUT = Answer(cut_after=300_000)
 @pytest.fixture(scope="module", autouse=True)
 def _no_waiting():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(archives, "BACKOFF_SECONDS", 0)
+        patch.setattr(downloads, "BACKOFF_SECONDS", 0)
         yield
 
 
@@ -106,7 +106,7 @@ def test_only_what_is_missing_is_asked_for_again(cut, again):
         path = server.folder / "a.zip"
         server.script = [Answer(cut_after=cut)]
         if again:
-            server.script += [Answer(cut_after=0)] * (archives.ATTEMPTS - 1)
+            server.script += [Answer(cut_after=0)] * (downloads.ATTEMPTS - 1)
             with pytest.raises(DownloadError):
                 get(server, path)
         assert get(server, path, SHA256).read_bytes() == CONTENT
@@ -116,7 +116,7 @@ def test_only_what_is_missing_is_asked_for_again(cut, again):
 
 def test_a_connection_that_keeps_breaking_says_what_is_kept(server, tmp_path):
     server.default = Answer(cut_after=100_000)
-    kept = archives.ATTEMPTS * 100_000
+    kept = downloads.ATTEMPTS * 100_000
     with pytest.raises(DownloadError, match=rf"{kept} of 1000000 bytes are kept in .*a\.zip\.part.*resumes there"):
         get(server, tmp_path / "a.zip")
     assert (tmp_path / "a.zip.part").read_bytes() == CONTENT[:kept]
@@ -285,7 +285,7 @@ def test_an_interrupt_keeps_the_part(server, tmp_path):
     server.script = [Answer(cut_after=900_000, wait=released)]
 
     def interrupt() -> None:
-        while not (part.exists() and part.stat().st_size >= archives.CHUNK_BYTES):
+        while not (part.exists() and part.stat().st_size >= downloads.CHUNK_BYTES):
             time.sleep(0.005)
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
@@ -535,9 +535,9 @@ def test_what_is_refused_at_opening(write, content, message):
 )
 def test_limits(write, monkeypatch, limit, value, message):
     path = write(zipped(FILES))
-    monkeypatch.setattr(archives, limit, value + 1 if limit != "MAX_TOTAL_BYTES" else 55_012)
+    monkeypatch.setattr(zip_archive, limit, value + 1 if limit != "MAX_TOTAL_BYTES" else 55_012)
     PlateArchive(path).__exit__()
-    monkeypatch.setattr(archives, limit, value)
+    monkeypatch.setattr(zip_archive, limit, value)
     with pytest.raises(ArchiveError, match=message):
         PlateArchive(path)
 
@@ -547,7 +547,7 @@ def test_a_huge_directory_is_not_read(write):
     path = write(zipped({"a.tif": b"x"}))
     content = path.read_bytes()
     end = content.index(b"PK\5\6")
-    directory = bytes(archives.MAX_DIRECTORY_BYTES + 1)
+    directory = bytes(zip_archive.MAX_DIRECTORY_BYTES + 1)
     end_record = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 1, 1, len(directory), 0, 0)
     path = write(content[:end] + directory + end_record)
     with pytest.raises(ArchiveError, match="8388609 bytes at once"):

@@ -23,7 +23,7 @@ from scipy.spatial import cKDTree
 from cellfluxrl import BBBC021
 from cellfluxrl.commands.cli import main
 from cellfluxrl.data import parquet
-from cellfluxrl.data.building import archives, build
+from cellfluxrl.data.building import build, downloads
 from cellfluxrl.data.building.normalization import normalize_plate
 from cellfluxrl.data.building.sources import make_source
 from cellfluxrl.data.cells import Cells
@@ -634,6 +634,6 @@ def test_what_a_source_needs_and_takes(tmp_path, config, message):
 
 
 def test_a_server_that_is_away_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(downloads, "BACKOFF_SECONDS", 0)
     with FileServer(tmp_path) as server, pytest.raises(OSError, match="the server answered 404"):
         make_source("bbbc021", data_dir=tmp_path / "data", base_url=server.url)

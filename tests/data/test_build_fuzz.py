@@ -15,7 +15,7 @@ import pytest
 import tifffile
 from data.tiny_plates import SETTINGS, archive_path, tiff, write_tiny_plates
 
-from cellfluxrl.data.building import archives, build
+from cellfluxrl.data.building import build, downloads
 from cellfluxrl.data.building.build import build_dataset
 from cellfluxrl.data.building.sources.bbbc021 import PublishedArchives
 
@@ -313,7 +313,7 @@ def fuzz(truth: Truth, seed: int, folder: Path) -> str:
 
 
 def fuzz_all(truth: Truth, seeds: range, folder: Path, monkeypatch) -> dict[str, int]:
-    monkeypatch.setattr(archives, "BACKOFF_SECONDS", 0)
+    monkeypatch.setattr(downloads, "BACKOFF_SECONDS", 0)
     monkeypatch.setattr(build, "dataset_card", lambda report: "")  # a third of the time
     outcomes = dict.fromkeys(("error", "skipped", "built"), 0)
     for seed in seeds:

@@ -11,8 +11,8 @@ import tifffile
 from data.tiny_plates import CROP, DIAMETER, SHAPE, tiny_fields
 
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_field, cut_plate
-from cellfluxrl.data.building.processes import process_map
 from cellfluxrl.data.cells import FIELD_COLUMNS, ROW_COLUMNS, PlateLog
+from cellfluxrl.data.processes import process_map
 
 SETTINGS = CropSettings(CROP, CROP, DIAMETER)
 

@@ -43,7 +43,7 @@ def on_disk(images, folder: Path, published: bool) -> datasets.Dataset:
 
 
 def npy_files(folder: Path) -> list[Path]:
-    return sorted(folder.rglob("images-*"))
+    return sorted(folder.rglob("*images-*"))
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_what_a_killed_process_left_is_removed_when_it_is_old(images, tmp_path):
     cells = in_memory(images)
     path = open_images(cells, cache_dir=tmp_path).path
     path.unlink()
-    old, new = (path.with_name(f"{path.name}.{name}.partial") for name in ("old", "new"))
+    old, new = (path.with_name(f".partial-{name}-{path.name}") for name in ("old", "new"))
     old.write_bytes(b"half")
     new.write_bytes(b"half")
     os.utime(old, (0, 0))

@@ -9,12 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from cellfluxrl.data import info
+from cellfluxrl.data import contact_sheet as sheets
+from cellfluxrl.data.contact_sheet import contact_sheet
+from cellfluxrl.data.images import BLUE_GREEN_RED, PALETTE, composite
 from cellfluxrl.data.info import (
-    BLUE_GREEN_RED,
-    PALETTE,
-    composite,
-    contact_sheet,
+    COUNT_COLUMNS,
     count_cells,
     count_tables,
     reported_counts,
@@ -79,7 +78,7 @@ def folder(tmp_path_factory):
 
 def test_cells_are_counted_alike_in_memory_and_in_a_folder(cells, folder):
     counts = count_cells(cells)
-    assert {tuple(row[:-1]): row[-1] for row in counts[[*info.COUNT_KEYS, "cells"]].itertuples(index=False)} == {
+    assert {tuple(row[:-1]): row[-1] for row in counts[[*COUNT_COLUMNS, "cells"]].itertuples(index=False)} == {
         (split, plate, compound, np.float32(dose), moa): n for (split, plate, compound, moa, dose), n in CELLS.items()
     }
     assert count_cells(folder).equals(counts)
@@ -159,15 +158,15 @@ def sheet_of(source, tmp_path, **options) -> np.ndarray:
 
 
 def crops_in(sheet: np.ndarray, color: tuple[int, int, int]) -> int:
-    return int((sheet == color).all(axis=-1).sum()) // info.CROP_PIXELS**2
+    return int((sheet == color).all(axis=-1).sum()) // sheets.CROP_PIXELS**2
 
 
 def test_each_condition_has_a_row_with_as_many_cells_as_fit(cells, tmp_path):
     sheet = sheet_of(cells, tmp_path, cells_per_row=4)
     assert crops_in(sheet, (50, 50, 50)) == 4  # of 6 controls
     assert crops_in(sheet, (200, 200, 200)) == 3 + 4 + 1  # two doses of taxol and another compound
-    step = info.CROP_PIXELS + info.GAP
-    assert sheet.shape[0] == 4 * step + 4 * info.MARGIN
+    step = sheets.CROP_PIXELS + sheets.GAP
+    assert sheet.shape[0] == 4 * step + 4 * sheets.MARGIN
 
 
 def test_a_folder_gives_the_same_sheet_as_its_cells(cells, folder, tmp_path):
@@ -187,10 +186,10 @@ def test_the_seed_decides_which_cells_are_shown(tmp_path):
 
 
 def test_of_many_conditions_the_highest_dose_of_each_compound_is_shown(cells, tmp_path, monkeypatch):
-    monkeypatch.setattr(info, "MAX_ROWS", 3)
+    monkeypatch.setattr(sheets, "MAX_ROWS", 3)
     sheet = sheet_of(cells, tmp_path)
     assert crops_in(sheet, (200, 200, 200)) == 7 + 1
-    assert sheet.shape[0] == 3 * (info.CROP_PIXELS + info.GAP) + 4 * info.MARGIN
+    assert sheet.shape[0] == 3 * (sheets.CROP_PIXELS + sheets.GAP) + 4 * sheets.MARGIN
 
 
 @pytest.mark.parametrize("count", range(2, 9))
@@ -199,7 +198,7 @@ def test_two_to_eight_channels_are_shown(tmp_path, count):
     sheet = sheet_of(cells, tmp_path)
     colors = BLUE_GREEN_RED if count == 3 else PALETTE[:count]
     for color in colors:  # the legend
-        assert (sheet == color).all(axis=-1).sum() >= info.MARGIN**2
+        assert (sheet == color).all(axis=-1).sum() >= sheets.MARGIN**2
 
 
 @pytest.mark.parametrize("count", [1, 9])
@@ -217,8 +216,8 @@ def test_an_empty_data_set_and_no_columns_are_refused(cells, tmp_path):
 
 def test_only_the_cells_that_are_shown_are_decoded(folder, tmp_path, monkeypatch):
     read = []
-    original = info._read_crops
-    monkeypatch.setattr(info, "_read_crops", lambda cells: read.append(len(cells)) or original(cells))
+    original = sheets._read_crops
+    monkeypatch.setattr(sheets, "_read_crops", lambda cells: read.append(len(cells)) or original(cells))
     contact_sheet(folder, tmp_path / "sheet.png", cells_per_row=2)
     assert read == [2, 1, 2, 2]
 

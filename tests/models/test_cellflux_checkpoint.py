@@ -15,7 +15,8 @@ from networks import draw_inputs as draw
 
 from cellfluxrl.commands.cli import main
 from cellfluxrl.models.cellflux_checkpoint import infer_config, original_names, recognized_preset
-from cellfluxrl.models.unet import CellFluxUNet2DModel, preset_config
+from cellfluxrl.models.presets import preset_config
+from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
 
@@ -226,9 +227,9 @@ def test_presets_are_recognized_by_their_shapes(name):
     preset.pop("channel_names", None)
     with torch.device("meta"):
         weights = PlainUNet(**preset).state_dict()
-    assert recognized_preset(infer_config(weights)) == name
+    assert recognized_preset(infer_config(weights), CellFluxUNet2DModel.default_config()) == name
     weights["mol_embed_transform.weight"] = torch.empty(512, 77, device="meta")
-    assert recognized_preset(infer_config(weights)) is None
+    assert recognized_preset(infer_config(weights), CellFluxUNet2DModel.default_config()) is None
 
 
 def test_conditions_that_are_not_fingerprints_get_no_encoder(tmp_path, capsys):

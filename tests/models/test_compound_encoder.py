@@ -11,8 +11,8 @@ from rdkit import Chem, rdBase
 
 from cellfluxrl import CompoundEncoder
 from cellfluxrl.data.building.bbbc021_index import read_index
-from cellfluxrl.data.compounds import CONTROL, known_compounds
-from cellfluxrl.models.compound_encoder import NO_DOSE, encoder_for, morgan_counts
+from cellfluxrl.data.compounds import CONTROL, known_compounds, morgan_counts
+from cellfluxrl.models.compound_encoder import NO_DOSE, encoder_for
 
 # Not in alphabetical order, as tables of one's own are.
 OWN = {

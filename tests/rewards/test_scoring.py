@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files, load_split
+from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images_of_files
 from cellfluxrl.data.image_store import open_images
+from cellfluxrl.data.loading import load_split
 from cellfluxrl.rewards import scoring
 from cellfluxrl.rewards.figures import score_sheet, score_violins, worst_and_best
 from cellfluxrl.rewards.scoring import score_images, summarize_scores, write_parquet

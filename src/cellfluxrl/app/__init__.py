@@ -1,1 +1,1 @@
-"""The web app of `cellfluxrl app`: `simulation` computes, `views` shows, `layout` is the page, `command` starts it."""
+"""The web app of `cellfluxrl app`: `inputs` checks, `simulation` computes, `views` shows, `layout` is the page."""

@@ -13,21 +13,17 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio i
 
 import gradio as gr
 
+from cellfluxrl.app.inputs import ControlChoices, compound_choices, example_controls, moa_of_smiles, read_controls
+from cellfluxrl.app.models import Models
 from cellfluxrl.app.simulation import (
     MAX_CANDIDATES,
     MAX_IMAGES,
     MAX_STEPS,
     PASTED_NAME,
     TIMES,
-    ControlChoices,
-    Models,
     Result,
     Sampling,
-    compound_choices,
-    example_controls,
     generate,
-    moa_of_smiles,
-    read_controls,
 )
 from cellfluxrl.app.views import (
     ALL_CHANNELS,

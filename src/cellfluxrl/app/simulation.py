@@ -1,293 +1,31 @@
-"""What the app computes: pipelines, controls and compounds checked, and treated cells generated and measured."""
+"""What the app computes: treated cells, generated, measured and compared with real ones."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.data.image_files import images_of_files
-from cellfluxrl.data.images import as_model_images
-from cellfluxrl.data.simulated import CHANNELS, simulate_cells
-from cellfluxrl.models.compound_encoder import morgan_counts
+from cellfluxrl.app.inputs import check_smiles, example_controls
+from cellfluxrl.app.models import Models, load_models
+from cellfluxrl.data.images import as_model_images, to_unit
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
-from cellfluxrl.pipelines.generation.controls import open_controls
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, make_segmenter
 from cellfluxrl.rewards.suite import REAL_RANGE, Measured
 from cellfluxrl.seeding import seeded_generator
 
-DEMO_PIPELINE = Path("runs/demo/pipeline")
-SHIPPED_BASE = files("cellfluxrl.assets") / "simulated_base"
-EXAMPLES = 8
-EXAMPLE_PLATE = 3  # of the demo's plates, one that it does not train on
+# The last two are from modules of their own; scripts and Spaces look for them here.
+__all__ = ["Result", "Row", "Sampling", "Statistic", "example_controls", "generate", "load_models"]
+
 MAX_IMAGES, MAX_CANDIDATES, MAX_STEPS = 8, 16, 50  # of one request
 PASTED_NAME = "pasted structure"
-MAX_SMILES = 500  # characters
 BATCH_SIZE = 16
 TIMES = tuple(k / 20 for k in range(21))  # of the trajectory
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Pipelines
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Models:
-    """What the app generates with.
-
-    Args:
-        pipe: The pipeline; it may have no rewards.
-        pipe_name: Its folder, or its name on the Hub.
-        base: What it was post-trained from, with the rewards of `pipe`, so that both choose and are scored alike.
-        base_name: Its folder or name.
-    """
-
-    pipe: CellFluxRLPipeline
-    pipe_name: str
-    base: CellFluxRLPipeline | None = None
-    base_name: str | None = None
-
-    @property
-    def rows(self) -> dict[str, CellFluxRLPipeline]:
-        """The pipelines by the title of their row of pictures, the base first."""
-        if self.base is None:
-            return {"Generated": self.pipe}
-        return {"Base": self.base, "After RL": self.pipe}
-
-    @property
-    def image_size(self) -> tuple[int, int] | None:
-        """Height and width that the rewards were fitted on."""
-        fitted = self.pipe.rewards.config.image_size if self.pipe.rewards is not None else None
-        return tuple(fitted) if fitted else None
-
-    @property
-    def scored_moas(self) -> list[str]:
-        """The mechanisms of which the rewards know real cells."""
-        suite = self.pipe.rewards
-        if suite is None:
-            return []
-        return [moa for moa, count in zip(suite.moas, suite.count.tolist(), strict=True) if count]
-
-
-def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool = False) -> Models:
-    """Load what the app generates with.
-
-    Args:
-        pipeline: Folder, or `"org/name"` on the Hub. By default the demo's, `runs/demo/pipeline`, or where there is
-            none the base that ships with the package.
-        base: Likewise; by default the one that the demo's pipeline was post-trained from.
-        cpu: Stay on the CPU even where a GPU is found.
-
-    Raises:
-        ValueError: If there is no such pipeline, or the base is not for the same images and compounds.
-    """
-    if pipeline is None:
-        pipeline = str(DEMO_PIPELINE if DEMO_PIPELINE.is_dir() else SHIPPED_BASE)
-    base = base or find_base(pipeline)
-    device = "cpu" if cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
-    pipe = _load(pipeline).to(device)
-    if pipe.unet.config.condition_dim is None:
-        raise ValueError(f"the network of {pipeline!r} is unconditional: there is no compound to choose")
-    if base is None:
-        return Models(pipe, pipeline)
-    own = _load(base).to(device)
-    _check_base(own, base, pipe)
-    own.register_modules(rewards=pipe.rewards)
-    return Models(pipe, pipeline, own, base)
-
-
-def find_base(pipeline: str) -> str | None:
-    """The base of a pipeline that `cellfluxrl demo` has made, or `None` for any other."""
-    run = Path(pipeline).parent
-    if not (Path(pipeline) / "model_index.json").is_file():
-        return None
-    if (run / "base" / "model_index.json").is_file():
-        return str(run / "base")
-    settings = run / "settings.json"
-    if settings.is_file() and json.loads(settings.read_text()).get("dataset_name") == "simulated":
-        return str(SHIPPED_BASE)
-    return None
-
-
-def _load(name: str) -> CellFluxRLPipeline:
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no pipeline {name!r}: give its folder, or org/name on the Hub")
-    has_rewards = not Path(name).is_dir() or "rewards" in (Path(name) / "model_index.json").read_text()
-    pipe = CellFluxRLPipeline.from_pretrained(name, **({} if has_rewards else {"rewards": None}))
-    pipe.unet.eval()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
-
-
-def _check_base(base: CellFluxRLPipeline, name: str, pipe: CellFluxRLPipeline) -> None:
-    for what in ("channel_names", "condition_dim"):
-        own, other = base.unet.config[what], pipe.unet.config[what]
-        if own != other:
-            raise ValueError(f"the base {name!r} has {what} {own}, the pipeline {other}: they cannot be compared")
-    for what in ("radius", "num_bits", "log_dose"):
-        own, other = base.encoder.config[what], pipe.encoder.config[what]
-        if own != other:
-            raise ValueError(f"the base {name!r} encodes compounds with {what}={own}, the pipeline with {other}")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Controls
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class ControlChoices:
-    """Control cells of which one is chosen.
-
-    Args:
-        images: `(N, C, H, W)`; float32 in [0, 1], channels in the network's order.
-        names: What each is called.
-    """
-
-    images: np.ndarray
-    names: list[str]
-
-
-def example_controls(models: Models, controls: str | None = None) -> ControlChoices | None:
-    """Controls to start with: of a folder or data set, or simulated ones for a network of their channels.
-
-    Args:
-        models: Whose channels and image size.
-        controls: As [`open_controls`] takes them.
-
-    Returns:
-        [`ControlChoices`], or `None` where no control can be simulated.
-
-    Raises:
-        ValueError: If none of `controls` can be used.
-    """
-    names, size = models.pipe.channel_names, models.image_size
-    if controls is not None:
-        opened = open_controls(controls, names, max_controls=EXAMPLES, image_size=size)
-        images = np.stack([opened.read(row) for row in range(len(opened.rows))])
-        return ControlChoices(images, [str(name) for name in opened.rows["control"]])
-    side = size[0] if size else models.pipe.unet.config.sample_size
-    if sorted(names) != sorted(CHANNELS) or (size and size[0] != size[1]) or not isinstance(side, int):
-        return None
-    cells = simulate_cells([CONTROL] * EXAMPLES, plate=EXAMPLE_PLATE, image_size=side, seed=2).image
-    images = cells[:, [CHANNELS.index(name) for name in names]].astype(np.float32) / 255
-    return ControlChoices(images, [f"simulated cell {k + 1}" for k in range(EXAMPLES)])
-
-
-def read_controls(path: str | Path, models: Models, channels: str = "") -> ControlChoices:
-    """Read and check the controls of an uploaded file.
-
-    Args:
-        path: A PNG, TIFF, `.npy` or `.npz`, as [`images_of_files`] reads them.
-        models: Whose channels and image size are needed.
-        channels: The channels of the file, in order, with commas between them, where they are others than the
-            network's.
-
-    Returns:
-        All images of the file, `EXAMPLES` at most.
-
-    Raises:
-        ValueError: If the file cannot be used; says why, for somebody who has never seen the code.
-    """
-    path = Path(path)
-    needed = models.pipe.channel_names
-    own = tuple(name.strip() for name in channels.split(",") if name.strip()) or needed
-    for name in needed:
-        if name not in own:
-            raise ValueError(
-                f"this pipeline needs the channel {name!r}, and the file's were given as {', '.join(own)}"
-            )
-    if len(set(own)) < len(own):
-        raise ValueError(f"a channel is named twice: {', '.join(own)}")
-    if path.is_file() and path.stat().st_size == 0:
-        raise ValueError(f"{path.name}: the file is empty")
-    try:
-        opened = images_of_files(path, own, moa=CONTROL)
-        images = [opened.read(row) for row in range(min(len(opened.rows), EXAMPLES))]
-    except (ValueError, OSError, EOFError) as error:
-        said = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other
-        said = said.replace(f"{path.parent}/", "")  # a folder of the server, which means nothing to its visitor
-        raise ValueError(said if path.name in said else f"{path.name}: {said}") from error
-    order = [own.index(name) for name in needed]
-    images = [(np.float32(image) / 255 if image.dtype == np.uint8 else np.float32(image))[order] for image in images]
-    for image in images:
-        _check_control(image, path.name, models)
-    return ControlChoices(np.stack(images), opened.rows["source"].tolist()[: len(images)])
-
-
-def _check_control(image: np.ndarray, name: str, models: Models) -> None:
-    height, width = image.shape[1:]
-    if models.image_size and (height, width) != models.image_size:
-        expected = " x ".join(map(str, models.image_size))
-        raise ValueError(
-            f"{name}: the image is {height} x {width} pixels, and this pipeline is for crops of {expected} "
-            "around one cell, at the magnification that it was trained on. `cellfluxrl data build` cuts such crops."
-        )
-    config = models.pipe.unet.config
-    factor = config.patch_size * 2 ** (len(config.channel_mult) - 1)
-    if height % factor or width % factor:
-        raise ValueError(f"{name}: height and width must be multiples of {factor}, the image is {height} x {width}")
-    if image.max() == image.min():
-        raise ValueError(f"{name}: every pixel has the same value: there is no cell in the image")
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Compounds
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def compound_choices(models: Models) -> list[tuple[str, str]]:
-    """What is shown of each known compound and its name, those of one mechanism together."""
-    table = models.pipe.encoder.config.compounds
-    moas = {name: entry.get("moa") or "mechanism not known" for name, entry in table.items()}
-    return [(f"{name} ({moas[name]})", name) for name in sorted(table, key=lambda n: (moas[n], n.lower()))]
-
-
-def check_smiles(smiles: str, models: Models) -> str | None:
-    """See that a structure can be read.
-
-    Returns:
-        The name of the known compound that it is, or `None`.
-
-    Raises:
-        ValueError: If it cannot be read; says why, and points at the character where it can.
-    """
-    if not smiles.strip():
-        raise ValueError("there is no SMILES yet: paste one, such as CC(=O)Oc1ccccc1C(=O)O for aspirin")
-    if len(smiles) > MAX_SMILES:
-        raise ValueError(f"the SMILES has {len(smiles):,} characters; at most {MAX_SMILES} are taken")
-    morgan_counts(smiles)
-    from rdkit import Chem
-
-    canonical = Chem.CanonSmiles(smiles.strip())
-    for name, entry in models.pipe.encoder.config.compounds.items():
-        if canonical == Chem.CanonSmiles(entry["smiles"]):
-            return name
-    return None
-
-
-def moa_of_smiles(smiles: str, models: Models) -> str | None:
-    """The mechanism of the known compound that a structure is, or `None`."""
-    try:
-        known = check_smiles(smiles, models)
-    except ValueError:
-        return None
-    return models.pipe.encoder.moa(known) if known else None
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Generation
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -449,7 +187,7 @@ def _segment(pipe: CellFluxRLPipeline, images: torch.Tensor) -> Masks | None:
         return pipe.rewards.segment(images)
     if NUCLEUS_CHANNEL not in pipe.channel_names or len(pipe.channel_names) < 2:
         return None
-    return make_segmenter("watershed", channel_names=pipe.channel_names)(((images + 1) / 2).numpy())
+    return make_segmenter("watershed", channel_names=pipe.channel_names)(to_unit(images).numpy())
 
 
 def _resolve(models: Models, treatment: Treatment) -> tuple[Treatment, torch.Tensor]:
@@ -461,11 +199,6 @@ def _resolve(models: Models, treatment: Treatment) -> tuple[Treatment, torch.Ten
         raise ValueError("this pipeline was trained with doses: give the concentration in µM")
     (resolved,), condition = resolve_treatments([treatment], models.pipe)
     return resolved, condition
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Comparison with real cells
-# --------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

@@ -15,21 +15,19 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from cellfluxrl.app.inputs import ControlChoices, check_smiles
+from cellfluxrl.app.models import Models
 from cellfluxrl.app.simulation import (
     PASTED_NAME,
     TIMES,
-    ControlChoices,
-    Models,
     Result,
     Row,
     Statistic,
     above_real,
-    check_smiles,
     compare_rewards,
     compare_statistics,
 )
-from cellfluxrl.data.images import to_uint8
-from cellfluxrl.data.info import BLUE_GREEN_RED, PALETTE, composite
+from cellfluxrl.data.images import channel_colors, composite, from_rgb, from_unit, images_to_tensor, to_uint8
 from cellfluxrl.figures import CELL_COLOR, COLORS, NUCLEUS_COLOR, TEXT_COLOR, outlined, styled
 from cellfluxrl.pipelines.generation.files import write_image
 from cellfluxrl.rewards.segmentation.protocol import Masks
@@ -118,28 +116,23 @@ def pictures(
         `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
     """
     if channel == ALL_CHANNELS:
-        colors = channel_colors(channel_names)
+        colors = channel_colors(len(channel_names))
         rgb = np.stack([composite(image, colors) for image in to_uint8(images)])
-        shown = torch.from_numpy(rgb[..., ::-1].transpose(0, 3, 1, 2) / np.float32(127.5) - 1)
+        shown = images_to_tensor(np.ascontiguousarray(from_rgb(rgb)))
     else:
         shown = images[:, [list(channel_names).index(channel)]]
     scale = max(1, -(-PICTURE_PIXELS // min(images.shape[2:])))
     return outlined(shown, *((None, None) if masks is None else (masks.nuclei, masks.cells)), scale=scale)
 
 
-def channel_colors(channel_names: Sequence[str]) -> Sequence[tuple[int, int, int]]:
-    """The colour of each channel where all are shown together."""
-    return BLUE_GREEN_RED if len(channel_names) == 3 else PALETTE[: len(channel_names)]
-
-
 def gallery_pictures(choices: ControlChoices, channel_names: Sequence[str]) -> list[np.ndarray]:
     """Controls to choose from."""
-    return list(pictures(torch.from_numpy(choices.images) * 2 - 1, channel_names))
+    return list(pictures(from_unit(torch.from_numpy(choices.images)), channel_names))
 
 
 def channels_html(image: np.ndarray, channel_names: Sequence[str], name: str) -> str:
     """One control: all of its channels together, and each."""
-    image = torch.from_numpy(image)[None] * 2 - 1
+    image = from_unit(torch.from_numpy(image)[None])
     shown = [(channel, pictures(image, channel_names, channel)[0]) for channel in (ALL_CHANNELS, *channel_names)]
     figures = "".join(_figure(picture, _channel_caption(c, channel_names), f"{name}, {c}") for c, picture in shown)
     return f'<div class="cf-cells cf-small" style="--columns: {len(shown)}">{figures}</div>'
@@ -148,7 +141,7 @@ def channels_html(image: np.ndarray, channel_names: Sequence[str], name: str) ->
 def _channel_caption(channel: str, channel_names: Sequence[str]) -> str:
     if channel == ALL_CHANNELS:
         return "all"
-    color = channel_colors(channel_names)[list(channel_names).index(channel)]
+    color = channel_colors(len(channel_names))[list(channel_names).index(channel)]
     return f'<i class="cf-dot" style="background: rgb{color}"></i>{html.escape(channel)}'
 
 
@@ -210,7 +203,7 @@ def _figure(picture: np.ndarray, caption: str, description: str) -> str:
 def _legend(channel_names: Sequence[str], channel: str, with_outlines: bool, is_scored: bool) -> str:
     shown = []
     if channel == ALL_CHANNELS:
-        named = reversed(list(zip(channel_names, channel_colors(channel_names), strict=True)))
+        named = reversed(list(zip(channel_names, channel_colors(len(channel_names)), strict=True)))
         shown += [f'<span><i class="cf-dot" style="background: rgb{c}"></i>{html.escape(n)}</span>' for n, c in named]
     if with_outlines:
         outlines = (("nuclei", NUCLEUS_COLOR), ("cells", CELL_COLOR))

@@ -31,7 +31,7 @@ def app(argv: Sequence[str]) -> None:
     from diffusers.utils import logging as diffusers_logging
 
     from cellfluxrl.app.layout import build_app, launch
-    from cellfluxrl.app.simulation import load_models
+    from cellfluxrl.app.models import load_models
 
     diffusers_logging.disable_progress_bar()
     models = load_models(args.pipeline, args.base, args.cpu)

@@ -37,7 +37,7 @@ def completion(argv: Sequence[str]) -> None:
         raise unknown_name("shell", shell, SHELLS)
     import shtab
 
-    from cellfluxrl.commands.cli import full_parser
+    from cellfluxrl.commands.registry import full_parser
 
     everything = full_parser()
     for action in actions_of(everything):

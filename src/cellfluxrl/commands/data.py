@@ -65,7 +65,7 @@ def build(argv: Sequence[str]) -> None:
     args = parse_arguments(BuildArguments, "data", inspect.getdoc(build), argv, prog="cellfluxrl data build")
     from cellfluxrl.data.building.build import build_dataset
     from cellfluxrl.data.building.sources import make_source
-    from cellfluxrl.data.info import contact_sheet
+    from cellfluxrl.data.contact_sheet import contact_sheet
 
     settings = asdict(args)
     settings.pop("json")
@@ -115,7 +115,7 @@ def info(argv: Sequence[str]) -> None:
       cellfluxrl data info my_cells --json
     """
     args = info_parser().parse_args(argv)
-    from cellfluxrl.data.info import contact_sheet
+    from cellfluxrl.data.contact_sheet import contact_sheet
 
     _print_contents(args.folder, args.json)
     sheet = args.contact_sheet or Path(args.folder) / CONTACT_SHEET

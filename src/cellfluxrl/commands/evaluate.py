@@ -290,7 +290,7 @@ def _sample(args: argparse.Namespace, cells: datasets.DatasetDict, order: list[i
 
 
 def _training_cells(args: argparse.Namespace, cells: datasets.DatasetDict, order: list[int]) -> np.ndarray:
-    from cellfluxrl.data.image_files import load_split
+    from cellfluxrl.data.loading import load_split
     from cellfluxrl.data.schema import channel_names_of
     from cellfluxrl.evaluation.cells import sample_training
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cellfluxrl.arguments import CommandParser, add_json_option
+from cellfluxrl.errors import check_found
 from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
@@ -125,20 +126,18 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _load_pipeline(name: str, cpu: bool) -> tuple[CellFluxRLPipeline, str | None]:
     """The pipeline and, of one on the Hub, the commit."""
-    import torch
     from diffusers.utils import logging as diffusers_logging
 
+    from cellfluxrl.devices import choose_device
     from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 
     diffusers_logging.disable_progress_bar()
+    check_found("pipeline", name)
     folder, revision = Path(name), None
     if not folder.is_dir():
-        if name.count("/") != 1:
-            raise ValueError(f"there is no pipeline {name!r}: give its folder, or org/name on the Hub")
         folder = Path(CellFluxRLPipeline.download(name))  # .../snapshots/COMMIT
         revision = folder.name
-    device = "cpu" if cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
-    pipe = CellFluxRLPipeline.from_pretrained(folder).to(device)
+    pipe = CellFluxRLPipeline.from_pretrained(folder).to(choose_device(cpu))
     pipe.unet.eval()
     return pipe, revision
 

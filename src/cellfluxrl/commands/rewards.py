@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from cellfluxrl.arguments import CommandParser, add_json_option, run_subcommand
+from cellfluxrl.errors import check_found
 from cellfluxrl.terminal import print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
@@ -58,7 +59,7 @@ def fit(argv: Sequence[str]) -> None:
     args = fit_parser().parse_args(argv)
     settings = _parse_settings(args.segmenter_settings)
     _check_pixel_size(args.pixel_size)
-    from cellfluxrl.data.image_files import load_split
+    from cellfluxrl.data.loading import load_split
     from cellfluxrl.models.moa_classifier import MoAClassifier
     from cellfluxrl.rewards.suite import RewardSuite
 
@@ -104,8 +105,7 @@ def _load(cls: type, name: str, what: str) -> Any:
     from diffusers.utils import logging as diffusers_logging
 
     folder = Path(name)
-    if not folder.is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no {what} {name!r}: give its folder, or org/name on the Hub")
+    check_found(what, name)
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise ValueError(f"{name!r} has no config.json: it is no {what} that was saved with save_pretrained")
     diffusers_logging.set_verbosity_error()  # it would list every weight that is missing
@@ -262,7 +262,8 @@ def _check_score_arguments(args: argparse.Namespace) -> None:
 
 
 def _open_images(args: argparse.Namespace, suite: RewardSuite) -> ImagesToScore:
-    from cellfluxrl.data.image_files import images_of_dataset, images_of_files, is_dataset, load_split
+    from cellfluxrl.data.image_files import images_of_dataset, images_of_files
+    from cellfluxrl.data.loading import is_dataset, load_split
 
     path = Path(args.images)
     if path.exists() and not is_dataset(path):

@@ -11,7 +11,7 @@ from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
 from jinja2 import Environment, StrictUndefined
 
-from cellfluxrl.data.building.normalization import HIGH_PERCENTILE, LOW_PERCENTILE
+from cellfluxrl.data.cells import HIGH_PERCENTILE, LOW_PERCENTILE
 from cellfluxrl.data.info import count_tables, problems_of, reported_counts
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.errors import unknown_name

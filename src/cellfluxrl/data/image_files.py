@@ -15,10 +15,9 @@ from PIL import Image
 
 from cellfluxrl.data.building.fields import TIFF_MAGICS, ImageError, read_image
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import as_model_images
-from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.data.images import as_model_images, from_rgb, to_unit
+from cellfluxrl.data.schema import channel_names_of, channel_order
 from cellfluxrl.data.tables import read_table, refuse
-from cellfluxrl.errors import unknown_name
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
 
@@ -44,59 +43,16 @@ class ImagesToScore:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def load_split(name: str, split: str) -> datasets.Dataset:
-    """Load a split of a data set.
-
-    Args:
-        name: A folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`,
-            or `"org/name"` on the Hub.
-        split: Which one. A `Dataset` that was saved alone has none, and is taken whole.
-
-    Raises:
-        ValueError: If there is no such data set or split.
-        ConnectionError: If the Hub cannot be reached.
-    """
-    folder = Path(name)
-    if is_saved_dataset(folder):
-        loaded = datasets.load_from_disk(name)
-    elif folder.exists() or name.count("/") == 1:
-        loaded = _load_dataset(name)
-    else:
-        raise ValueError(f"there is no data set {name!r}: give a folder, or org/name on the Hub")
-    if isinstance(loaded, datasets.Dataset):
-        return loaded
-    if split not in loaded:
-        raise unknown_name(f"split of the data set {name!r}:", split, loaded)
-    return loaded[split]
-
-
-def is_dataset(path: Path) -> bool:
-    """Whether a folder is a data set, rather than a folder of images."""
-    return is_saved_dataset(path) or any(path.glob("data/*/*.parquet")) or any(path.glob("*.parquet"))
-
-
-def is_saved_dataset(path: Path) -> bool:
-    return (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
-def _load_dataset(name: str) -> datasets.DatasetDict:
-    try:
-        return datasets.load_dataset(name)
-    except (ValueError, OSError) as error:
-        first_line = str(error).splitlines()[0] if str(error) else type(error).__name__
-        kind = ConnectionError if isinstance(error, ConnectionError) else ValueError
-        raise kind(f"the data set {name!r} cannot be loaded: {first_line}") from error
-
-
 def images_of_dataset(
-    cells: datasets.Dataset, channel_names: Sequence[str], moa: str | None = None
+    cells: datasets.Dataset, channel_names: Sequence[str], moa: str | None = None, whose: str = "the suite"
 ) -> tuple[ImagesToScore, int]:
     """Take the images of a data set; channels are brought into the order of `channel_names`.
 
     Args:
         cells: Rows of the cell schema ([`cell_features`]); only `image` is needed, and `moa` unless given.
-        channel_names: The channels of the suite.
+        channel_names: The channels that are wanted.
         moa: Compare all with real cells of this MoA, instead of each with its own.
+        whose: What the channels are those of, for the message.
 
     Returns:
         [`ImagesToScore`], and the number of rows that were left out because they have no MoA.
@@ -104,10 +60,7 @@ def images_of_dataset(
     Raises:
         ValueError: If the channels are others, or there is no MoA.
     """
-    own_names = channel_names_of(cells)
-    if sorted(own_names) != sorted(channel_names):
-        raise ValueError(f"the data set has the channels {own_names}, the suite {tuple(channel_names)}")
-    order = [own_names.index(name) for name in channel_names]
+    order = channel_order(channel_names_of(cells), channel_names, whose)
     if moa is None and "moa" not in cells.column_names:
         raise ValueError(f"the data set has no column 'moa': name one MoA for all; its columns: {cells.column_names}")
     rows = cells.remove_columns("image").to_pandas()
@@ -227,7 +180,7 @@ def _read_image_of(file: Path, name: str, index: int | None, channel_names: tupl
     else:
         image = _read_planes(file, name)
     in_model_range = as_model_images(image, channel_names)[0]  # or it raises what is wrong
-    return image if image.dtype == np.uint8 else ((in_model_range + 1) / 2).numpy()
+    return image if image.dtype == np.uint8 else to_unit(in_model_range).numpy()
 
 
 def _read_rgb(file: Path, name: str) -> np.ndarray:
@@ -238,7 +191,7 @@ def _read_rgb(file: Path, name: str) -> np.ndarray:
         raise ImageError(f"{name}: damaged, or no PNG: {error}") from error
     if mode != "RGB":
         raise ImageError(f"{name}: images of three channels are PNGs in RGB, this one has mode {mode!r}")
-    return pixels[..., ::-1].transpose(2, 0, 1)  # red is the last channel
+    return from_rgb(pixels)
 
 
 def _read_planes(file: Path, name: str) -> np.ndarray:
@@ -285,7 +238,7 @@ def _from_array(file: Path, index: int | None) -> np.ndarray:
     array = _open_array(file)
     image = np.array(array if index is None else array[index])
     if np.issubdtype(image.dtype, np.floating) and _has_negative(file):
-        return (image + 1) / 2
+        return to_unit(image)
     return image
 
 

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import logging
 import math
 import os
 import tempfile
-import time
-import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,14 +16,15 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cellfluxrl.data.images import from_rgb
 from cellfluxrl.data.schema import channel_names_of
+from cellfluxrl.files import write_whole
 
 logger = logging.getLogger(__name__)
 
 FORMAT_VERSION = 1
 CHUNK_BYTES = 32 * 2**20  # of pixels that are decoded at once
 PROGRESS_FROM = 10_000  # crops
-STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
 class StoredImages:
@@ -167,7 +165,7 @@ def _decode_picture(value: dict | None, row: int) -> np.ndarray:
         raise ValueError(f"the image of row {row} cannot be decoded: {error}") from error
     if mode != "RGB":
         raise ValueError(f"the image of row {row} has mode {mode!r}; cells of three channels are stored as 'RGB'")
-    return pixels[..., ::-1].transpose(2, 0, 1)  # red is the last channel
+    return from_rgb(pixels)
 
 
 def _decode_arrays(column: pa.ChunkedArray, shape: tuple[int, int, int], start: int) -> np.ndarray:
@@ -211,21 +209,16 @@ def _writable(folder: Path) -> Path:
 
 
 def _write(dataset: datasets.Dataset, path: Path, shape: tuple[int, int, int, int]) -> None:
-    for left in path.parent.glob(f"{path.name}.*.partial"):  # by processes that were killed
-        with contextlib.suppress(FileNotFoundError):  # another process was faster
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink()
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    try:
+    def decode(partial: Path) -> None:
         with open(partial, "wb") as file:
             np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
             for _, crops in _decoded_chunks(dataset, shape):
                 file.write(crops.data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+
+    try:
+        write_whole(path, decode, shared=True)
     except OSError as error:
         needed = f"{math.prod(shape) / 1e9:.1f} GB of decoded images cannot be written: {error.strerror}"
         raise OSError(error.errno, needed, str(path)) from error
-    finally:
-        partial.unlink(missing_ok=True)

@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 ImageBatch: TypeAlias = "torch.Tensor | np.ndarray | Image.Image | Sequence[torch.Tensor | np.ndarray | Image.Image]"
+
+Images = TypeVar("Images", torch.Tensor, np.ndarray)
+
+# In the order of the channels; three channels are shown in pure blue, green and red.
+PALETTE = (
+    (0, 90, 255),
+    (0, 220, 60),
+    (255, 40, 20),
+    (230, 180, 0),
+    (220, 0, 220),
+    (0, 200, 220),
+    (255, 120, 0),
+    (160, 160, 160),
+)
+BLUE_GREEN_RED = ((0, 0, 255), (0, 255, 0), (255, 0, 0))
 
 
 def as_model_images(images: ImageBatch, channel_names: Sequence[str]) -> torch.Tensor:
@@ -74,7 +89,7 @@ def _as_tensor(image: torch.Tensor | np.ndarray) -> torch.Tensor:
 
 def _to_range(images: torch.Tensor) -> torch.Tensor:
     if images.dtype == torch.uint8:
-        return images.float() / 127.5 - 1
+        return images_to_tensor(images)
     if not images.is_floating_point():
         raise ValueError(f"images must be uint8 or floating point, got {images.dtype}: rescale them first")
     images = images.float()
@@ -84,7 +99,7 @@ def _to_range(images: torch.Tensor) -> torch.Tensor:
     tolerance = 1e-4
     if low < -1 - tolerance or high > 1 + tolerance:
         raise ValueError(f"float images must lie in [0, 1] or [-1, 1], got values from {low:g} to {high:g}")
-    return images if low < 0 else 2 * images - 1
+    return images if low < 0 else from_unit(images)
 
 
 def _pil_to_array(image: Image.Image, channel_names: Sequence[str]) -> np.ndarray:
@@ -93,12 +108,42 @@ def _pil_to_array(image: Image.Image, channel_names: Sequence[str]) -> np.ndarra
             f"PIL images must be RGB, and are for three channels only; got mode {image.mode!r} for the channels "
             f"{tuple(channel_names)}: give an array of shape (C, H, W)"
         )
-    return np.asarray(image)[..., ::-1].transpose(2, 0, 1)
+    return from_rgb(np.asarray(image))
+
+
+def images_to_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
+    """Turn uint8 images into float32 in [-1, 1]."""
+    return torch.as_tensor(images).float().div(127.5).sub_(1)
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
     """Convert `(N, C, H, W)` images in [-1, 1] to uint8, rounded."""
     return ((images.float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).cpu().numpy()
+
+
+def to_unit(images: Images) -> Images:
+    """From [-1, 1] to [0, 1]."""
+    return (images + 1) / 2
+
+
+def from_unit(images: Images) -> Images:
+    """From [0, 1] to [-1, 1]."""
+    return 2 * images - 1
+
+
+def unit_floats(images: np.ndarray) -> np.ndarray:
+    """Images as they are read, uint8 or floats in [0, 1], as float32 in [0, 1]."""
+    return np.float32(images) / 255 if images.dtype == np.uint8 else np.float32(images)
+
+
+def from_rgb(pixels: np.ndarray) -> np.ndarray:
+    """Turn `(..., H, W, 3)` into three channels `(..., 3, H, W)`: red is the last channel, blue the first."""
+    return np.moveaxis(pixels[..., ::-1], -1, -3)
+
+
+def to_rgb(images: np.ndarray) -> np.ndarray:
+    """Undo [`from_rgb`]; the result is contiguous."""
+    return np.ascontiguousarray(np.moveaxis(images, -3, -1)[..., ::-1])
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
@@ -109,7 +154,33 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """
     if images.shape[1] != 3:
         raise ValueError(f'output_type="pil" needs three channels, there are {images.shape[1]}: use "pt" or "np"')
-    return [Image.fromarray(np.ascontiguousarray(i[::-1].transpose(1, 2, 0))) for i in to_uint8(images)]
+    return [Image.fromarray(picture) for picture in to_rgb(to_uint8(images))]
+
+
+def channel_colors(count: int) -> Sequence[tuple[int, int, int]]:
+    """The colour of each of `count` channels, RGB in 0-255, where all are shown in one picture."""
+    return BLUE_GREEN_RED if count == 3 else PALETTE[:count]
+
+
+def composite(crop: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
+    """Lay coloured channels over each other as light is ("screen": 1 - product of (1 - light)), which cannot overflow.
+
+    More than three channels are dimmed, or else most cells would be white.
+
+    Args:
+        crop: `(C, H, W)`; uint8.
+        colors: RGB in 0-255 of each channel's brightest pixel.
+
+    Returns:
+        `numpy.ndarray` of shape `(H, W, 3)`, uint8. In pure blue, green and red the channels stay apart.
+
+    Example:
+        >>> composite(np.full((3, 1, 1), 51, np.uint8), BLUE_GREEN_RED).tolist()
+        [[[51, 51, 51]]]
+    """
+    strength = min(1, 3 / len(colors))
+    light = strength * (crop[..., None] / 255) * (np.array(colors)[:, None, None] / 255)
+    return np.rint(255 * (1 - np.prod(1 - light, axis=0))).astype(np.uint8)
 
 
 def evenly_spread(count: int, at_most: int | None) -> np.ndarray:

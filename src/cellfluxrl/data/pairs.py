@@ -11,13 +11,9 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.data.image_store import open_images
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.seeding import numpy_generator, seeded_generator
-
-
-def images_to_tensor(images: torch.Tensor | np.ndarray) -> torch.Tensor:
-    """Turn uint8 images into float32 in [-1, 1]."""
-    return torch.as_tensor(images).float().div(127.5).sub_(1)
 
 
 def draw_flips(count: int, generator: torch.Generator) -> torch.Tensor:

@@ -61,6 +61,28 @@ def channel_names_of(dataset: datasets.Dataset) -> tuple[str, ...]:
     return tuple(feature.id.split(","))
 
 
+def channel_order(
+    found: Sequence[str], wanted: Sequence[str], whose: str = "the network", where: str = "the data set has"
+) -> list[int]:
+    """Where each of the wanted channels is among those that are found.
+
+    Args:
+        found, wanted: Names of channels.
+        whose: What the wanted channels are those of, for the message.
+        where: What has the others.
+
+    Raises:
+        ValueError: If they are not the same channels.
+
+    Example:
+        >>> channel_order(("actin", "tubulin", "dna"), ("dna", "tubulin", "actin"))
+        [2, 1, 0]
+    """
+    if sorted(found) != sorted(wanted):
+        raise ValueError(f"{where} the channels {tuple(found)}, {whose} {tuple(wanted)}")
+    return [list(found).index(name) for name in wanted]
+
+
 def image_shape(dataset: datasets.Dataset) -> tuple[int, int, int]:
     """Shape (C, H, W) of the crops of a data set; that of the first where they are stored as pictures."""
     feature = dataset.features["image"]

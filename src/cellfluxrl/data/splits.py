@@ -96,31 +96,6 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
     return splits
 
 
-def folds(wells: pd.DataFrame, scheme: str) -> list[str]:
-    """What to hold out in turn, sorted.
-
-    Args:
-        wells: As for [`assign_splits`].
-        scheme: `"leave_one_compound_out"` or `"leave_one_batch_out"`.
-
-    Returns:
-        The compounds other than controls, of those with a mechanism of action where the table has a column `moa`; or
-        the batches.
-
-    Raises:
-        ValueError: For another scheme.
-    """
-    if scheme not in ("leave_one_compound_out", "leave_one_batch_out"):
-        raise unknown_name("scheme with folds", scheme, ("leave_one_compound_out", "leave_one_batch_out"))
-    _check_table(wells)
-    if scheme == "leave_one_batch_out":
-        return sorted(wells["batch"].unique())
-    treated = wells[~wells["is_control"]]
-    if "moa" in wells:
-        treated = treated[treated["moa"].fillna("") != ""]
-    return sorted(treated["compound"].unique())
-
-
 def batch_of(plate: str) -> str:
     """The batch of a plate: what is before the last underscore, or the plate itself.
 

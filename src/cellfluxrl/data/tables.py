@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from cellfluxrl.data.compounds import read_molecule
+
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 _NAME = re.compile(r"\w[\w +.-]*")
 MAX_NAME_BYTES = 100  # a file name has at most 255
@@ -202,16 +204,8 @@ def check_smiles(table: pd.DataFrame, path: Path, column: str) -> None:
     Raises:
         ValueError: Naming the line, and the place in the SMILES.
     """
-    from rdkit import Chem, rdBase
-
     for line, smiles in table.loc[table[column] != "", column].drop_duplicates().items():
-        with rdBase.BlockLogs():
-            readable = re.fullmatch(r"[!-~]+", smiles) and Chem.MolFromSmiles(smiles) is not None
-        if not readable:
-            # Says why, but takes seconds to import.
-            from cellfluxrl.models.compound_encoder import morgan_counts
-
-            try:
-                morgan_counts(smiles)
-            except ValueError as error:
-                raise ValueError(f"{path}, line {line}: {column}: {error}") from None
+        try:
+            read_molecule(smiles)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {line}: {column}: {error}") from None

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
-import torch
 
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.evaluation.claims import AS_REAL, CONTROL_ROW, REAL_ROW, Claim, claims_of_model, claims_of_pair
 from cellfluxrl.evaluation.comparison import COLUMN_NOTES
 from cellfluxrl.evaluation.features.morphology import morphology_feature_names
@@ -287,7 +287,7 @@ def check_counts(cells: int, reference: int) -> None:
 def evaluators_features(images: np.ndarray, evaluators: Evaluators) -> np.ndarray:
     """Features of uint8 images."""
     parts = [images[start : start + 256] for start in range(0, len(images), 256)]
-    return np.concatenate([evaluators.extractor(torch.from_numpy(part).float() / 127.5 - 1) for part in parts])
+    return np.concatenate([evaluators.extractor(images_to_tensor(part)) for part in parts])
 
 
 def _names(evaluators: Evaluators) -> dict[str, str]:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor, unit_floats
 from cellfluxrl.evaluation.features.extractors import FeatureExtractor
 from cellfluxrl.evaluation.features.morphology import morphology_features
 from cellfluxrl.models.moa_classifier import MoAClassifier
@@ -163,7 +163,7 @@ def measure_cells(
 def _measure_batch(batch: np.ndarray, moa: Sequence[str], evaluators: Evaluators) -> Measurements:
     suite, images = evaluators.suite, images_to_tensor(batch)
     rewards = suite.score(suite.measure(batch, moa, batch_size=BATCH), moa)
-    masks = evaluators.segmenter(batch.astype(np.float32) / 255)
+    masks = evaluators.segmenter(unit_floats(batch))
     measured = measure(masks)
     probabilities, correct = classify(images, moa, evaluators)
     return Measurements(

@@ -5,8 +5,9 @@ Three questions, in this order: which tensors does the file hold (`read_weights`
 and holds them in sequential containers; `original_names` walks our network in the same order instead of listing names.
 """
 
+from __future__ import annotations
+
 import argparse
-import inspect
 import logging
 import math
 import os
@@ -21,14 +22,8 @@ import torch
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.models.unet import (
-    CellFluxUNet2DModel,
-    Downsample,
-    ResnetBlock,
-    SelfAttention,
-    Upsample,
-    preset_config,
-)
+from cellfluxrl.models.presets import preset_config
+from cellfluxrl.models.unet_blocks import Downsample, ResnetBlock, SelfAttention, Upsample
 
 logger = logging.getLogger(__name__)
 
@@ -174,18 +169,20 @@ def _ema_weights(ema: Any, weights: Weights) -> Weights:
     return dict(zip(weights, ema, strict=True))
 
 
-def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mapping[str, Any]) -> dict[str, Any]:
     """Translate the original's constructor arguments, and infer from the weights what is not given.
 
     Args:
         config: arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
         weights: the tensors under the original's names.
+        defaults: the arguments of `CellFluxUNet2DModel`, with their defaults.
     """
     own = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
-    known = list(inspect.signature(CellFluxUNet2DModel).parameters)
     for name in own:
-        if name not in known:
-            raise unknown_name("CellFlux configuration entry", name, [*known, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION])
+        if name not in defaults:
+            raise unknown_name(
+                "CellFlux configuration entry", name, [*defaults, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION]
+            )
     for name, supported in UNSUPPORTED_UNLESS.items():
         if config.get(name, supported) != supported:
             raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
@@ -196,21 +193,22 @@ def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, An
     factors = [2**level for level in range(len(complete["channel_mult"]))]
     complete["attention_resolutions"] = tuple(f for f in complete["attention_resolutions"] if f in factors)
     if "channel_names" not in complete:
-        complete["channel_names"] = _channel_names(complete["in_channels"], recognized_preset(inferred))
+        complete["channel_names"] = _channel_names(complete["in_channels"], recognized_preset(inferred, defaults))
     return complete
 
 
-def recognized_preset(config: Mapping[str, Any]) -> str | None:
+def recognized_preset(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
     """Name the published network that has every entry of an inferred configuration, or `None`.
 
+    `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults, which presets leave out.
+
     Example:
-        >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200})
+        >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200}, defaults={})
         'rxrx1'
     """
-    defaults = {name: p.default for name, p in inspect.signature(CellFluxUNet2DModel).parameters.items()}
     for name in PUBLISHED_PRESETS:
         published = {**defaults, **preset_config(name)}
-        if all(published[entry] == value for entry, value in config.items()):
+        if all(published.get(entry) == value for entry, value in config.items()):
             return name
     return None
 
@@ -272,7 +270,7 @@ def _multiple(width: int, model_channels: int) -> float:
     return multiple if int(multiple * model_channels) == width else math.nextafter(multiple, math.inf)
 
 
-def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attention_order: bool = True) -> Weights:
+def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: bool = True) -> Weights:
     """Return `weights` as a state dict of `unet`.
 
     Args:
@@ -304,10 +302,11 @@ def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attenti
     return state_dict
 
 
-def original_names(unet: CellFluxUNet2DModel) -> dict[str, str]:
+def original_names(unet: nn.Module) -> dict[str, str]:
     """Map the original's name of every parameter of `unet` to its name here, derived from the network's structure.
 
     Example:
+        >>> from cellfluxrl import CellFluxUNet2DModel
         >>> unet = CellFluxUNet2DModel.from_preset("tiny")
         >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
         'down_blocks.0.layers.0.resnet.conv1.weight'
@@ -323,7 +322,7 @@ def original_names(unet: CellFluxUNet2DModel) -> dict[str, str]:
     return names
 
 
-def _original_modules(unet: CellFluxUNet2DModel) -> Iterator[tuple[str, nn.Module]]:
+def _original_modules(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the original's name of each of our modules, in the order of the forward pass."""
 
     def sequence(name: str, *modules: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -10,105 +9,11 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
-from cellfluxrl.data.compounds import CONTROL, known_compounds
+from cellfluxrl.data.compounds import CONTROL, known_compounds, morgan_counts
 from cellfluxrl.errors import unknown_name
 
 # Just below BBBC021's smallest dose (podophyllotoxin, 3e-6 uM): where a cell without compound is put.
 NO_DOSE = 1e-6
-
-_ATOM = re.compile(r"\[[^\]]*\]|Br|Cl|[A-Za-z*]")
-_RING_BOND = re.compile(r"\[[^\]]*\]|%\((?P<long>\d+)\)|%(?P<two>\d\d)|(?P<one>\d)")
-_EXCERPT = 30  # characters shown on either side of a mistake
-
-
-def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndarray:
-    """Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, as CellFlux conditions on.
-
-    Args:
-        smiles: The molecule, without a name or extensions after it.
-        radius: Radius of the circular environments, in bonds.
-        num_bits: Number of bins.
-
-    Returns:
-        `(num_bits,)`, float32; how often an environment of each bin occurs.
-
-    Raises:
-        ValueError: If RDKit cannot read the SMILES; says why, and points at the character where it can.
-
-    Example:
-        >>> int(morgan_counts("CS(C)=O").sum())
-        8
-    """
-    from rdkit import Chem, rdBase
-    from rdkit.Chem import rdFingerprintGenerator
-
-    molecule = None
-    # Of "CC O" RDKit would read "CC", and take "O" for its name.
-    if isinstance(smiles, str) and re.fullmatch(r"\s*[!-~]+\s*", smiles):
-        with rdBase.BlockLogs():
-            molecule = Chem.MolFromSmiles(smiles)
-    if molecule is None:
-        raise ValueError(_why_unreadable(smiles))
-    generator = rdFingerprintGenerator.GetMorganGenerator(radius=radius, fpSize=num_bits)
-    return generator.GetCountFingerprintAsNumPy(molecule).astype(np.float32)
-
-
-def _why_unreadable(smiles: object) -> str:
-    """The message for a SMILES that RDKit cannot read: RDKit's reason, and a caret under the mistake."""
-    if not isinstance(smiles, str) or not smiles.strip():
-        return f"RDKit cannot read the SMILES {smiles!r}: a molecule is a string of at least one atom"
-    stripped = smiles.strip()
-    reason, position = _find_mistake(stripped)
-    if position is None:
-        return f"RDKit cannot read the SMILES {smiles!r}: {reason}"
-    start = max(position - 1 - _EXCERPT, 0)
-    excerpt = re.sub(r"[^ -~]", "?", stripped[start : position + _EXCERPT])
-    caret = " " * (position - 1 - start) + "^"
-    return f"RDKit cannot read the SMILES {smiles!r}: character {position}: {reason}\n    {excerpt}\n    {caret}"
-
-
-def _find_mistake(smiles: str) -> tuple[str, int | None]:
-    """Why a SMILES cannot be read, and at which character (from 1), where that can be told."""
-    from rdkit import Chem, rdBase
-
-    if stray := re.search(r"[^!-~]", smiles):
-        return f"a SMILES has no {stray.group()!r}", stray.start() + 1
-    with rdBase.BlockLogs():
-        unchecked = Chem.MolFromSmiles(smiles, sanitize=False)
-        problems = Chem.DetectChemistryProblems(unchecked) if unchecked is not None else []
-    if problems:
-        # RDKit numbers the atoms in the order of the string, from 0.
-        atoms = [match.start() + 1 for match in _ATOM.finditer(smiles)]
-        first = problems[0]
-        atom = first.GetAtomIdx() if hasattr(first, "GetAtomIdx") else min(first.GetAtomIndices())
-        return first.Message(), atoms[atom] if len(atoms) == unchecked.GetNumAtoms() else None
-    said = _parse_errors(smiles)
-    if position := re.search(r"around position (\d+)", said):
-        return said.partition(" while parsing")[0], int(position.group(1))
-    if "unclosed ring" in said:
-        return "unclosed ring", _unclosed_ring(smiles)
-    return said or "not a SMILES", None
-
-
-def _parse_errors(smiles: str) -> str:
-    """What RDKit logs as it reads a SMILES; "" before RDKit 2026.3, which has no way to ask that spares other logs."""
-    from rdkit import Chem, rdBase
-
-    if not hasattr(rdBase, "CaptureErrorLog"):
-        return ""
-    with rdBase.BlockLogs(), rdBase.CaptureErrorLog() as log:
-        Chem.MolFromSmiles(smiles)
-    return re.sub(r"(?m)^\[[0-9:]+\] (SMILES Parse Error: )?", "", log.messages).strip()
-
-
-def _unclosed_ring(smiles: str) -> int | None:
-    """Where the first ring is opened that is never closed, which RDKit does not say."""
-    opened: dict[int, int] = {}
-    for match in _RING_BOND.finditer(smiles):
-        label = match["long"] or match["two"] or match["one"]
-        if label is not None and opened.pop(int(label), None) is None:
-            opened[int(label)] = match.start() + 1
-    return min(opened.values(), default=None)
 
 
 class CompoundEncoder(ModelMixin, ConfigMixin):

@@ -3,7 +3,7 @@
 import os
 
 from cellfluxrl.app.layout import build_app, launch
-from cellfluxrl.app.simulation import load_models
+from cellfluxrl.app.models import load_models
 
 models = load_models(os.environ.get("CELLFLUXRL_PIPELINE"), os.environ.get("CELLFLUXRL_BASE"))
 demo = build_app(models, os.environ.get("CELLFLUXRL_CONTROLS"))

@@ -88,7 +88,7 @@ def read_index(folder: Path | str) -> pd.DataFrame:
 
     Example:
         >>> index = read_index("BBBC021/")                # doctest: +SKIP
-        >>> len(index), len(plates_of(index))             # doctest: +SKIP
+        >>> len(index), index["plate"].nunique()          # doctest: +SKIP
         (13200, 55)
     """
     folder = Path(folder)
@@ -104,11 +104,6 @@ def read_index(folder: Path | str) -> pd.DataFrame:
     smiles = _read_smiles(folder) | known_compounds()["smiles"].to_dict()
     index["smiles"] = index["compound"].map(smiles).fillna("")
     return index[list(INDEX_COLUMNS)].reset_index(drop=True)
-
-
-def plates_of(index: pd.DataFrame) -> list[str]:
-    """The plates of an index, sorted."""
-    return sorted(index["plate"].unique())
 
 
 # --- reading ---

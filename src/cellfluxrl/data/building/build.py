@@ -22,19 +22,19 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from cellfluxrl.data.building.archives import ArchiveError, DownloadError
-from cellfluxrl.data.building.processes import process_map
+from cellfluxrl.data.building.downloads import ArchiveError, DownloadError
 from cellfluxrl.data.card import dataset_card
 from cellfluxrl.data.cells import Map, PlateLog, Source
+from cellfluxrl.data.info import COUNT_COLUMNS, REPORT_NAME
 from cellfluxrl.data.parquet import ShardWriter, encode_cells, row_groups
+from cellfluxrl.data.processes import process_map
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.data.splits import row_splitter
+from cellfluxrl.files import write_whole
 
-REPORT = "build_report.json"
 ASIDE = ".partial"
 GO_ON = "the same command goes on"
 SETTINGS = ("source", "settings", "channel_names", "image_size", "split", "plate_names")
-COUNT_COLUMNS = ["split", "plate", "compound", "concentration", "moa"]
 
 
 class BuildError(ValueError):
@@ -150,9 +150,10 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
             f"the others are kept, {GO_ON}"
         )
     if not any(plate["cells"] for plate in report["plates"].values()):
-        raise BuildError(f"no cell was found on {', '.join(report['plate_names'])}; see {folder / REPORT}")
+        raise BuildError(f"no cell was found on {', '.join(report['plate_names'])}; see {folder / REPORT_NAME}")
     report["complete"] = True
-    (folder / "README.md").write_text(dataset_card(report), encoding="utf-8")
+    card = dataset_card(report)
+    write_whole(folder / "README.md", lambda partial: partial.write_text(card, encoding="utf-8"))
     _save_report(folder, report)
 
 
@@ -174,17 +175,16 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def _check_folder(folder: Path) -> None:
     """Refuse a folder with something that a build would mix with its own files."""
-    if folder.exists() and not (folder / REPORT).is_file():
-        own = ("downloads", f"{REPORT}.partial")
-        found = sorted(p.name for p in folder.iterdir() if p.name not in own and not p.name.startswith("."))
+    if folder.exists() and not (folder / REPORT_NAME).is_file():
+        found = sorted(p.name for p in folder.iterdir() if p.name != "downloads" and not p.name.startswith("."))
         if found:
             raise ValueError(f"{str(folder)!r} holds {found[:5]}, and is no build: choose another output_dir")
 
 
 def _take_up(folder: Path, report: dict[str, Any]) -> None:
     """Take the finished plates of an earlier build with the same settings into the report, and clear other shards."""
-    if (folder / REPORT).is_file():
-        before = _earlier_report(folder / REPORT)
+    if (folder / REPORT_NAME).is_file():
+        before = _earlier_report(folder / REPORT_NAME)
         _check_same(before, json.loads(json.dumps(report)), folder)
         for plate, entry in before["plates"].items():
             # A plate without readable fields is tried again: its disk may have been away.
@@ -240,9 +240,8 @@ def _add(report: dict[str, Any], plate: str, entry: dict[str, Any], counts: list
 
 
 def _save_report(folder: Path, report: dict[str, Any]) -> None:
-    partial = folder / f"{REPORT}.partial"
-    partial.write_text(json.dumps(report, indent=1), encoding="utf-8")
-    os.replace(partial, folder / REPORT)
+    text = json.dumps(report, indent=1)
+    write_whole(folder / REPORT_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 # --- one plate ---

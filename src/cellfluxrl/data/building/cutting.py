@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellfluxrl.data.building.archives import ArchiveError, PlateArchive
+from cellfluxrl.data.building.downloads import ArchiveError
 from cellfluxrl.data.building.fields import ImageError, read_image
 from cellfluxrl.data.building.illumination import block_mean, crop_corners, illumination_at, illumination_function
 from cellfluxrl.data.building.normalization import LEVELS, intensity_histogram, plate_stretch, to_8_bits
 from cellfluxrl.data.building.nuclei import MIN_DIAMETER, find_nuclei
+from cellfluxrl.data.building.zip_archive import PlateArchive
 from cellfluxrl.data.cells import FIELD_COLUMNS, ROW_COLUMNS, Cells, Map, PlateLog
 
 FIELDS_PER_CHUNK = 8

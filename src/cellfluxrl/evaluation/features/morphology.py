@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from cellfluxrl.data.images import to_uint8
+from cellfluxrl.data.images import to_uint8, to_unit
 from cellfluxrl.evaluation.features.texture import (
     GRANULARITY_RADII,
     HARALICK_DISTANCES,
@@ -103,7 +103,7 @@ def morphology_features(images: torch.Tensor, masks: Masks | Segmenter) -> np.nd
     """
     _check(images)
     if not isinstance(masks, Masks):
-        masks = masks(((images.float() + 1) / 2).clamp(0, 1).cpu().numpy())
+        masks = masks(to_unit(images.float()).clamp(0, 1).cpu().numpy())
     expected = (len(images), *images.shape[2:])
     for name, labels in (("nuclei", masks.nuclei), ("cells", masks.cells)):
         if labels.shape != expected:
@@ -127,7 +127,7 @@ def _check(images: torch.Tensor) -> None:
 def _measure(images: torch.Tensor, nuclei: np.ndarray, cells: np.ndarray) -> np.ndarray:
     """Return (N, F) features of a few images."""
     count, channels = images.shape[:2]
-    grey = ((images.float() + 1) / 2).cpu().numpy().reshape(count, channels, -1)
+    grey = to_unit(images.float()).cpu().numpy().reshape(count, channels, -1)
     bytes_last = np.ascontiguousarray(to_uint8(images).transpose(0, 2, 3, 1))
     nucleus = _largest(nuclei, object_areas(nuclei))
     cell = _largest(cells, object_areas(np.where(nucleus, cells, 0)))

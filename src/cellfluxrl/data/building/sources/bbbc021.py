@@ -8,9 +8,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.data.building.archives import ArchiveError, PlateArchive, download, read_checksums, verified_download
 from cellfluxrl.data.building.bbbc021_index import read_index
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_plate
+from cellfluxrl.data.building.downloads import ArchiveError, download, read_checksums, verified_download
+from cellfluxrl.data.building.zip_archive import PlateArchive
 from cellfluxrl.data.cells import Cells, Map, PlateLog
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.errors import unknown_name
