@@ -17,13 +17,14 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cellfluxrl.averaging import frozen_copy, update_average
 from cellfluxrl.checkpoints import (
     find_checkpoint,
+    frozen_copy,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    update_average,
 )
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness

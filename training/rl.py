@@ -15,8 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cellfluxrl.averaging import frozen_copy
-from cellfluxrl.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from cellfluxrl.checkpoints import find_checkpoint, frozen_copy, load_checkpoint, save_checkpoint
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name

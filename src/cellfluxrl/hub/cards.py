@@ -308,7 +308,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _weights_hash(folder: Path) -> str:
-    from cellfluxrl.evaluation.measuring import weights_hash
+    from cellfluxrl.checkpoints import weights_hash
     from cellfluxrl.models.unet import CellFluxUNet2DModel
 
     return weights_hash(CellFluxUNet2DModel.from_pretrained(folder / "unet", use_safetensors=True))
