@@ -10,13 +10,7 @@ from typing import Any
 
 import torch
 
-from cellfluxrl.models.cellflux_checkpoint import (
-    complete_config,
-    convert_weights,
-    infer_config,
-    read_weights,
-    recognized_preset,
-)
+from cellfluxrl.models.cellflux_checkpoint import infer_config, read_weights, recognized_preset
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
@@ -55,13 +49,10 @@ def convert_checkpoint(
         raise FileExistsError(f"{str(output_dir)!r} exists and is not an empty folder; name a new one")
 
     # 1. The weights, and the network that they tell of
-    config = config or {}
     weights, taken = read_weights(checkpoint, use_ema=use_ema)
     preset = recognized_preset(infer_config(weights))
     _check_finite(weights)
-    unet = CellFluxUNet2DModel(**complete_config(config, weights)).eval()
-    new_order = config.get("use_new_attention_order", True)
-    unet.load_state_dict(convert_weights(weights, unet, use_new_attention_order=new_order))
+    unet = CellFluxUNet2DModel.from_cellflux_weights(weights, config)
 
     # 2. The rest of the pipeline, set as CellFlux samples
     scheduler = CellFluxFlowMatchScheduler(solver="heun", time_grid="edm", source_noise="white", source_noise_scale=1)

@@ -15,7 +15,8 @@ from networks import draw_inputs as draw
 
 from cellfluxrl.commands.cli import main
 from cellfluxrl.models.cellflux_checkpoint import infer_config, original_names, recognized_preset
-from cellfluxrl.models.unet import CellFluxUNet2DModel, preset_config
+from cellfluxrl.models.unet import CellFluxUNet2DModel
+from cellfluxrl.models.unet_presets import preset_config
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
 

@@ -12,7 +12,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cellfluxrl.models import unet as unet_module
 from cellfluxrl.models.cellflux_checkpoint import convert_weights
-from cellfluxrl.models.unet import PRESETS, CellFluxUNet2DModel, normalized_condition
+from cellfluxrl.models.unet import CellFluxUNet2DModel, normalized_condition
+from cellfluxrl.models.unet_presets import PRESETS
 
 
 @pytest.fixture(scope="module")

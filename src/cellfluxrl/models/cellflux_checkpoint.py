@@ -5,13 +5,14 @@ Three questions, in this order: which tensors does the file hold (`read_weights`
 and holds them in sequential containers; `original_names` walks our network in the same order instead of listing names.
 """
 
+from __future__ import annotations
+
 import argparse
-import inspect
 import logging
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -21,14 +22,8 @@ import torch
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.models.unet import (
-    CellFluxUNet2DModel,
-    Downsample,
-    ResnetBlock,
-    SelfAttention,
-    Upsample,
-    preset_config,
-)
+from cellfluxrl.models.unet_blocks import Downsample, ResnetBlock, SelfAttention, Upsample
+from cellfluxrl.models.unet_presets import preset_config
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +50,15 @@ UNSUPPORTED_UNLESS = {"dims": 2, "num_classes": None, "with_fourier_features": F
 NOT_CONFIGURATION = ("use_checkpoint", "use_new_attention_order")
 
 PUBLISHED_PRESETS = ("bbbc021", "rxrx1", "cpg0000")
+# What their configurations leave to the network's defaults, as far as weights show it.
+PUBLISHED_DEFAULTS = {
+    "in_channels": 3,
+    "out_channels": 3,
+    "use_scale_shift_norm": True,
+    "conv_resample": False,
+    "resblock_updown": False,
+    "condition_dim": 1024,
+}
 
 # The order in which CellFlux's BBBC021 crops store the channels.
 BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
@@ -174,15 +178,15 @@ def _ema_weights(ema: Any, weights: Weights) -> Weights:
     return dict(zip(weights, ema, strict=True))
 
 
-def complete_config(config: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+def complete_config(config: Mapping[str, Any], weights: Weights, known: Collection[str]) -> dict[str, Any]:
     """Translate the original's constructor arguments, and infer from the weights what is not given.
 
     Args:
         config: arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
         weights: the tensors under the original's names.
+        known: the names of the latter's arguments.
     """
     own = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
-    known = list(inspect.signature(CellFluxUNet2DModel).parameters)
     for name in own:
         if name not in known:
             raise unknown_name("CellFlux configuration entry", name, [*known, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION])
@@ -207,9 +211,8 @@ def recognized_preset(config: Mapping[str, Any]) -> str | None:
         >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200})
         'rxrx1'
     """
-    defaults = {name: p.default for name, p in inspect.signature(CellFluxUNet2DModel).parameters.items()}
     for name in PUBLISHED_PRESETS:
-        published = {**defaults, **preset_config(name)}
+        published = {**PUBLISHED_DEFAULTS, **preset_config(name)}
         if all(published[entry] == value for entry, value in config.items()):
             return name
     return None
@@ -272,12 +275,12 @@ def _multiple(width: int, model_channels: int) -> float:
     return multiple if int(multiple * model_channels) == width else math.nextafter(multiple, math.inf)
 
 
-def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attention_order: bool = True) -> Weights:
+def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: bool = True) -> Weights:
     """Return `weights` as a state dict of `unet`.
 
     Args:
         weights: every tensor of the network under the original's names.
-        unet: the network to fit.
+        unet: the `CellFluxUNet2DModel` to fit.
         use_new_attention_order: whether the original computed queries, keys and values first and split them into heads
             next. It did the reverse with `False`; the rows are then reordered.
     """
@@ -304,10 +307,12 @@ def convert_weights(weights: Weights, unet: CellFluxUNet2DModel, use_new_attenti
     return state_dict
 
 
-def original_names(unet: CellFluxUNet2DModel) -> dict[str, str]:
-    """Map the original's name of every parameter of `unet` to its name here, derived from the network's structure.
+def original_names(unet: nn.Module) -> dict[str, str]:
+    """Map the original's name of every parameter of a `CellFluxUNet2DModel` to its name here, derived from the
+    network's structure.
 
     Example:
+        >>> from cellfluxrl import CellFluxUNet2DModel
         >>> unet = CellFluxUNet2DModel.from_preset("tiny")
         >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
         'down_blocks.0.layers.0.resnet.conv1.weight'
@@ -323,7 +328,7 @@ def original_names(unet: CellFluxUNet2DModel) -> dict[str, str]:
     return names
 
 
-def _original_modules(unet: CellFluxUNet2DModel) -> Iterator[tuple[str, nn.Module]]:
+def _original_modules(unet: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the original's name of each of our modules, in the order of the forward pass."""
 
     def sequence(name: str, *modules: nn.Module | None) -> Iterator[tuple[str, nn.Module]]:

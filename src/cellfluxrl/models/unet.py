@@ -1,10 +1,13 @@
 """The velocity network: a U-Net that moves a cell image along the flow from control to treated.
 
 The architecture is the ADM U-Net (Dhariwal and Nichol, 2021) as CellFlux (Zhang et al., 2025) conditions it: the
-compound's fingerprint is one linear layer, added to the embedding of time. Read from top to bottom: the presets, the
-parts (`ResnetBlock`, `SelfAttention`, `Downsample`, `Upsample`), how they stack (`UNetLayer`, `UNetStage`), the model.
+compound's fingerprint is one linear layer, added to the embedding of time. Its parts are in `unet_blocks`, the presets
+in `unet_presets`.
 """
 
+from __future__ import annotations
+
+import inspect
 import math
 import os
 from collections.abc import Mapping
@@ -20,6 +23,19 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
+from cellfluxrl.models.unet_blocks import (
+    Downsample,
+    ResnetBlock,
+    SelfAttention,
+    UNetLayer,
+    UNetStage,
+    Upsample,
+    silu,
+    unrounded,
+    zero_init,
+)
+from cellfluxrl.models.unet_presets import preset_config
 
 PREDICTION_TYPES = ("velocity", "target")
 
@@ -31,68 +47,6 @@ SEAM_CHANNELS = 8  # feature maps at full resolution of a network that works in 
 # large batch is no faster there, and the feature maps of all its images together are what fills the memory.
 SLICE_BYTES = 40 * 2**20
 
-# The network published with CellFlux, up to the numbers of channels and conditions.
-_PUBLISHED: dict[str, Any] = {
-    "sample_size": 96,
-    "model_channels": 128,
-    "channel_mult": (2, 2, 2),
-    "num_res_blocks": 4,
-    "attention_resolutions": (2,),
-    "dropout": 0.3,
-}
-
-PRESETS: dict[str, dict[str, Any]] = {
-    # BBBC021: 56,201,219 parameters; the condition is a Morgan fingerprint.
-    "bbbc021": _PUBLISHED,
-    # RxRx1: gene knockdowns; the condition is a gene2vec embedding of the gene.
-    "rxrx1": {
-        **_PUBLISHED,
-        "in_channels": 6,
-        "out_channels": 6,
-        "condition_dim": 200,
-        "channel_names": ("nuclei", "er", "actin", "nucleoli", "mitochondria", "golgi"),
-    },
-    # JUMP's pilot: compounds and genes; the condition is as wide as a fingerprint and a gene2vec embedding together.
-    "cpg0000": {
-        **_PUBLISHED,
-        "in_channels": 5,
-        "out_channels": 5,
-        "condition_dim": 1224,
-        "channel_names": ("dna", "er", "rna", "agp", "mito"),
-    },
-    # Trains on a CPU: 48 px images in 2x2 patches, attention on the 6x6 map.
-    "small": {
-        "sample_size": 48,
-        "patch_size": 2,
-        "model_channels": 48,
-        "channel_mult": (1, 1.5, 2),
-        "num_res_blocks": 1,
-        "attention_resolutions": (4,),
-        "dropout": 0.0,
-        "norm_num_groups": 8,
-        "prediction_type": "target",
-    },
-    # For tests: every kind of layer, no quality.
-    "tiny": {
-        "sample_size": 16,
-        "patch_size": 2,
-        "model_channels": 16,
-        "channel_mult": (1, 1),
-        "num_res_blocks": 1,
-        "attention_resolutions": (2,),
-        "dropout": 0.0,
-        "norm_num_groups": 8,
-        "prediction_type": "target",
-    },
-}
-
-
-def preset_config(name: str) -> dict[str, Any]:
-    """Return a copy of the configuration of a preset, one of `PRESETS`."""
-    if name not in PRESETS:
-        raise unknown_name("preset", name, PRESETS)
-    return dict(PRESETS[name])
-
 
 @dataclass
 class CellFluxUNet2DOutput(BaseOutput):
@@ -103,33 +57,6 @@ class CellFluxUNet2DOutput(BaseOutput):
     """
 
     sample: torch.Tensor
-
-
-def zero_init(module: nn.Module) -> nn.Module:
-    """Zero a layer's parameters, so that its residual branch (or the whole network) starts as the identity (or 0)."""
-    for parameter in module.parameters():
-        nn.init.zeros_(parameter)
-    return module
-
-
-def silu(hidden: torch.Tensor) -> torch.Tensor:
-    """SiLU, written over `hidden` where no gradient needs it any more."""
-    return F.silu(hidden, inplace=not torch.is_grad_enabled())
-
-
-def scale_and_shift(hidden: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
-    """`hidden * scale + shift`, written over `hidden` where no gradient needs it any more."""
-    return hidden * scale + shift if torch.is_grad_enabled() else hidden.mul_(scale).add_(shift)
-
-
-def unrounded(module: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
-    """Apply a module in the precision of its weights, also under autocast.
-
-    For the few cheap layers that the sum of all residual branches passes through: rounded there to bfloat16, errors
-    add up from block to block; within a branch they do not.
-    """
-    with torch.autocast(hidden.device.type, enabled=False):
-        return module(hidden.to(next(module.parameters()).dtype))
 
 
 def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) -> torch.Tensor:
@@ -154,142 +81,6 @@ def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) 
     if "unit_rms" in norm:
         counts = F.normalize(counts, dim=1) * counts.shape[1] ** 0.5
     return torch.cat([counts, dose], dim=1)
-
-
-class Downsample(nn.Module):
-    """Halve height and width: by a strided convolution with `use_conv`, else by averaging 2x2 pixels."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
-
-    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
-        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
-        return F.avg_pool2d(hidden, 2) if self.conv is None else self.conv(hidden)
-
-
-class Upsample(nn.Module):
-    """Double height and width by repeating pixels, followed by a convolution with `use_conv`."""
-
-    def __init__(self, channels: int, use_conv: bool):
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
-
-    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
-        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
-        hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
-        return hidden if self.conv is None else self.conv(hidden)
-
-
-class ResnetBlock(nn.Module):
-    """Two convolutions with a shortcut; the embedding of time and condition enters between them.
-
-    Args:
-        in_channels, out_channels: channels before and after.
-        embedding_dim: width of the embedding.
-        dropout: dropout probability before the second convolution.
-        use_scale_shift_norm: the embedding scales and shifts the second normalization (FiLM) instead of being added
-            before it.
-        norm_num_groups: groups of the group normalizations.
-        resampler: applied to both the branch and the shortcut.
-    """
-
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        embedding_dim: int,
-        dropout: float,
-        use_scale_shift_norm: bool,
-        norm_num_groups: int,
-        resampler: nn.Module | None = None,
-    ):
-        super().__init__()
-        self.use_scale_shift_norm = use_scale_shift_norm
-        self.resampler = resampler
-        self.norm1 = nn.GroupNorm(norm_num_groups, in_channels)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.embedding_proj = nn.Linear(embedding_dim, 2 * out_channels if use_scale_shift_norm else out_channels)
-        self.norm2 = nn.GroupNorm(norm_num_groups, out_channels)
-        self.dropout = nn.Dropout(dropout)
-        self.conv2 = zero_init(nn.Conv2d(out_channels, out_channels, 3, padding=1))
-        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
-
-    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Map `hidden` (N, in_channels, H, W) and `embedding` (N, E) to (N, out_channels, H', W')."""
-        shortcut = hidden
-        hidden = silu(self.norm1(hidden))
-        if self.resampler is not None:
-            hidden, shortcut = self.resampler(hidden), self.resampler(shortcut)
-        hidden = self.conv1(hidden)
-
-        modulation = self.embedding_proj(F.silu(embedding))[:, :, None, None]
-        if self.use_scale_shift_norm:
-            scale, shift = modulation.chunk(2, dim=1)
-            hidden = scale_and_shift(self.norm2(hidden), 1 + scale, shift)
-        else:
-            hidden = self.norm2(hidden + modulation)
-        hidden = self.conv2(self.dropout(silu(hidden)))
-
-        if self.conv_shortcut is not None:
-            shortcut = unrounded(self.conv_shortcut, shortcut)
-        return shortcut + hidden
-
-
-class SelfAttention(nn.Module):
-    """Every pixel of a feature map attends to every other one; residual.
-
-    Args:
-        channels: channels of the feature map.
-        num_heads: attention heads; divides `channels`.
-        norm_num_groups: groups of the group normalization.
-    """
-
-    def __init__(self, channels: int, num_heads: int, norm_num_groups: int):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm = nn.GroupNorm(norm_num_groups, channels)
-        self.to_qkv = nn.Conv1d(channels, 3 * channels, 1)
-        self.to_out = zero_init(nn.Conv1d(channels, channels, 1))
-
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        """Map `hidden` (N, C, H, W) to the same shape."""
-        # Rows are pixels from here on: the fused kernels, which never hold all attention weights, need the channels of
-        # a pixel side by side in memory. Without that torch quietly falls back to computing the weights in full.
-        pixels = self.norm(hidden).flatten(2).transpose(1, 2)
-        qkv = F.linear(pixels, self.to_qkv.weight.squeeze(-1), self.to_qkv.bias)
-        # Rows of `to_qkv` are ordered (query, key, value) x head x channel: ADM's "new attention order".
-        query, key, value = qkv.unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(query, key, value)
-        attended = attended.transpose(1, 2).flatten(2)
-        attended = F.linear(attended, self.to_out.weight.squeeze(-1), self.to_out.bias)
-        return hidden + attended.transpose(1, 2).unflatten(2, hidden.shape[2:])
-
-
-class UNetLayer(nn.Module):
-    """A residual block, followed by self-attention at the resolutions that have it."""
-
-    def __init__(self, resnet: ResnetBlock, attention: SelfAttention | None):
-        super().__init__()
-        self.resnet = resnet
-        self.attention = attention
-
-    def forward(self, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
-        """Map `hidden` (N, C, H, W) and `embedding` (N, E) to (N, C', H, W)."""
-        hidden = self.resnet(hidden, embedding)
-        return hidden if self.attention is None else self.attention(hidden)
-
-
-class UNetStage(nn.Module):
-    """The layers of one resolution, and what leads to the next one.
-
-    It only holds them: the skip connections run from stage to stage, so `CellFluxUNet2DModel.predict` runs the layers.
-    """
-
-    def __init__(self, layers: list[UNetLayer], resampler: nn.Module | None = None):
-        super().__init__()
-        self.layers = nn.ModuleList(layers)
-        self.resampler = resampler
 
 
 class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
@@ -497,7 +288,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         return num_heads if per_head == -1 else width // per_head
 
     @classmethod
-    def from_preset(cls, name: str, **overrides: Any) -> "CellFluxUNet2DModel":
+    def from_preset(cls, name: str, **overrides: Any) -> CellFluxUNet2DModel:
         """Build a network with random weights from one of `PRESETS`.
 
         Args:
@@ -522,7 +313,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         path_or_state_dict: str | os.PathLike | Mapping[str, Any],
         config: Mapping[str, Any] | str | None = None,
         use_ema: bool = True,
-    ) -> "CellFluxUNet2DModel":
+    ) -> CellFluxUNet2DModel:
         """Load the weights of the original CellFlux code. Nothing is unpickled beyond tensors and plain values.
 
         Args:
@@ -540,13 +331,22 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         Example:
             >>> unet = CellFluxUNet2DModel.from_cellflux_checkpoint("checkpoint.pth")  # doctest: +SKIP
         """
-        # Imported here because that module describes this one's classes.
-        from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
-
         weights, _ = read_weights(path_or_state_dict, use_ema=use_ema)
-        given = preset_config(config) if isinstance(config, str) else dict(config or {})
-        unet = cls(**complete_config(given, weights))
-        new_order = given.get("use_new_attention_order", True)
+        return cls.from_cellflux_weights(weights, preset_config(config) if isinstance(config, str) else config)
+
+    @classmethod
+    def from_cellflux_weights(
+        cls, weights: Mapping[str, torch.Tensor], config: Mapping[str, Any] | None = None
+    ) -> CellFluxUNet2DModel:
+        """Build the network that weights of the original belong to, as [`read_weights`] returns them.
+
+        Args:
+            weights: all of them, under the original's names.
+            config: as of [`from_cellflux_checkpoint`].
+        """
+        config = config or {}
+        unet = cls(**complete_config(config, weights, known=inspect.signature(cls).parameters))
+        new_order = config.get("use_new_attention_order", True)
         unet.load_state_dict(convert_weights(weights, unet, use_new_attention_order=new_order))
         return unet.eval()
 
