@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 from skimage.transform import resize
 
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.7
+from cellfluxrl.data.schema import HIGH_PERCENTILE, LOW_PERCENTILE
+
 LEVELS = 65536
 
 
