@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -18,12 +15,10 @@ from PIL import Image
 from cellfluxrl.data.calibration import intensity_levels, match_levels
 from cellfluxrl.data.images import from_unit, to_pil, to_unit
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub.access import check_repo_id
-from cellfluxrl.hub.download import check_name, download_pipeline
-from cellfluxrl.hub.push import PUSH_OPTIONS, copy_records, push_pipeline
-from cellfluxrl.hub.remote_code import with_modules, write_shims
+from cellfluxrl.hub.mixin import HubPipelineMixin
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
+from cellfluxrl.pipelines.card import pipeline_card
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
@@ -57,7 +52,7 @@ class CellFluxPipelineOutput(BaseOutput):
     num_function_evaluations: int | None = None
 
 
-class CellFluxPipeline(DiffusionPipeline):
+class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
     """Generates treated cells by flow matching from control cells (CellFlux, Zhang et al., 2025).
 
     Args:
@@ -72,6 +67,7 @@ class CellFluxPipeline(DiffusionPipeline):
         >>> images = pipe(controls, compound="taxol", num_inference_steps=4).images                # doctest: +SKIP
     """
 
+    card_of = staticmethod(pipeline_card)
     model_cpu_offload_seq = "unet"
     _exclude_from_cpu_offload = ("encoder",)  # a small table without parameters, which accelerate cannot offload
     _callback_tensor_inputs = ("sample", "condition")
@@ -87,115 +83,6 @@ class CellFluxPipeline(DiffusionPipeline):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, encoder=encoder)
         self.register_to_config(control_levels=control_levels)
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """Load a pipeline from a folder or from the Hugging Face Hub, without running code that lies there.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub.
-            **kwargs: `revision`, `variant`, `cache_dir`, `token`, components to use instead of those that are there,
-                and everything else as in [`DiffusionPipeline.from_pretrained`]. Weights are safetensors only.
-
-        Raises:
-            FileNotFoundError: If there is no such folder or repository, or it lacks a component.
-            PermissionError, ConnectionError: As [`download_pipeline`] says.
-            ValueError: If the revision or variant is unknown, with the nearest one.
-        """
-        check_name(pretrained_model_name_or_path)
-        folder = Path(pretrained_model_name_or_path)
-        if folder.is_dir():
-            _check_folder(folder, overridden=set(kwargs), optional=cls._optional_components)
-        kwargs.setdefault("use_safetensors", True)
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    @classmethod
-    def download(cls, pretrained_model_name: str, **kwargs: Any) -> Path:
-        """Fetch a pipeline from the Hub into the cache, see [`download_pipeline`], and return its folder."""
-        how = ("revision", "variant", "cache_dir", "token", "force_download", "local_files_only")
-        given = {name: kwargs.pop(name) for name in how if kwargs.get(name) is not None}
-        folder = download_pipeline(pretrained_model_name, passed=set(kwargs), **given)
-        _check_folder(folder, overridden=set(kwargs), optional=cls._optional_components)
-        return folder
-
-    @classmethod
-    def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """The index of a pipeline's folder, with the installed modules for what it loads through files of its own.
-
-        Components that this class does not have, such as the rewards of a post-trained pipeline that is loaded as a
-        base, are left out.
-        """
-        config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        return cls._own_index(config) if isinstance(config, dict) else (cls._own_index(config[0]), *config[1:])
-
-    @classmethod
-    def _own_index(cls, index: dict[str, Any]) -> dict[str, Any]:
-        own, _ = cls._get_signature_keys(cls)
-        return {
-            name: value
-            for name, value in with_modules(index).items()
-            if name.startswith("_") or name in own or not isinstance(value, list)
-        }
-
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save everything into one folder, which this class loads, and diffusers alone with `trust_remote_code=True`.
-
-        Args:
-            save_directory: Made if it is not there.
-            variant: Part of the names of the weights, such as `"fp16"`, beside those of others.
-            push_to_hub: Publish it too: `repo_id` (by default the folder's name) and the other arguments of
-                [`push_to_hub`] are passed on.
-            **kwargs: The others are those of `diffusers.DiffusionPipeline.save_pretrained`.
-        """
-        hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
-        write_shims(save_directory)
-        if push_to_hub:
-            push_pipeline(save_directory, repo_id, **hub)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        token: str | None = None,
-        commit_message: str | None = None,
-        license: str | None = None,
-    ) -> str:
-        """Publish the pipeline on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
-
-        What the card says of training and evaluation is in the folder that the pipeline was loaded from
-        ([`push_pipeline`]), and is left out if the weights are others by now.
-
-        Args:
-            repo_id: `"owner/name"`; the repository is created where there is none.
-            private: Whether only its owner may read a new repository.
-            token: An access token with the right to write; by default the one of `hf auth login`.
-            commit_message: One line.
-            license: A licence identifier of the Hub, where the training data do not say it.
-
-        Returns:
-            The repository's address.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
-
-        Example:
-            >>> pipe.push_to_hub("my-lab/my-cells", private=True)                          # doctest: +SKIP
-        """
-        check_repo_id(repo_id)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            copy_records(self.name_or_path, folder)
-            return push_pipeline(folder, repo_id, private, token, commit_message, license)
 
     @property
     def channel_names(self) -> tuple[str, ...]:
@@ -691,19 +578,3 @@ def convert_images(images: torch.Tensor, output_type: str) -> list[Image.Image] 
     if output_type == "np":
         return to_unit(images).cpu().numpy()
     return images
-
-
-def _check_folder(folder: Path, overridden: set[str], optional: Sequence[str]) -> None:
-    index = folder / "model_index.json"
-    if not index.is_file():
-        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
-        raise FileNotFoundError(f"{str(folder)!r} is not a pipeline: it has no model_index.json; it holds: {found}")
-    entries = json.loads(index.read_text(encoding="utf-8")).items()
-    components = {name: v for name, v in entries if not name.startswith("_") and isinstance(v, list) and v[0]}
-    missing = [name for name in components if name not in overridden and not list((folder / name).glob("*.json"))]
-    if missing:
-        hint = "; pass " + ", ".join(f"{m}=None" for m in missing) + " to load without it"
-        raise FileNotFoundError(
-            f"the pipeline in {str(folder)!r} lacks {missing} of its components {sorted(components)}"
-            + (hint if set(missing) <= set(optional) else "")
-        )

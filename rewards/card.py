@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Any, Protocol
 
+import torch
 from huggingface_hub import ModelCardData
-from jinja2 import Environment, StrictUndefined
 
+from cellfluxrl.hub.cards import render_card
 from cellfluxrl.rewards.statistics import FEW_IMAGES
 from cellfluxrl.rewards.terms import REWARD_NAMES, Reward
-
-if TYPE_CHECKING:  # the suite writes its card
-    from cellfluxrl.rewards.suite import RewardSuite
 
 MEANINGS = {
     "moa": "the classifier's probability of the true MoA; 0 without a nucleus",
@@ -25,7 +23,24 @@ MEANINGS = {
 }
 
 
-def suite_card(suite: RewardSuite) -> str:
+class FittedSuite(Protocol):
+    """What a card says of a [`RewardSuite`]."""
+
+    config: Any
+    classifier: Any
+    moas: Sequence[str]
+    channel_names: Sequence[str]
+    statistic_names: Sequence[str]
+    rewards: Sequence[Reward]
+    weights: dict[str, float]
+    count: torch.Tensor
+    mean: torch.Tensor
+    std: torch.Tensor
+
+    def separability(self) -> dict[str, float]: ...
+
+
+def suite_card(suite: FittedSuite) -> str:
     """Fill in `model_cards/rewards.md`.
 
     Args:
@@ -38,11 +53,8 @@ def suite_card(suite: RewardSuite) -> str:
     known = [moa for moa, count in counts.items() if count]
     separability = separability_text(suite) if known else {}
     settings = {k: v for k, v in (suite.config.segmenter_settings or {}).items() if k != "channel_names"}
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string((files("cellfluxrl.model_cards") / "rewards.md").read_text(encoding="utf-8"))
-    return template.render(
+    return render_card(
+        "rewards.md",
         metadata=ModelCardData(
             library_name="diffusers", tags=["biology", "microscopy", "single-cell", "reward-model", "cellfluxrl"]
         ).to_yaml(),
@@ -76,14 +88,14 @@ def suite_card(suite: RewardSuite) -> str:
     )
 
 
-def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
+def statistics_text(suite: FittedSuite, moa: str) -> list[str]:
     """Mean ± standard deviation of each of the suite's statistics in real cells of a MoA."""
     k = suite.moas.index(moa)
     pairs = zip(suite.mean[k].tolist(), suite.std[k].tolist(), strict=True)
     return [f"{_three_digits(mean)} ± {_three_digits(std)}" for mean, std in pairs]
 
 
-def separability_text(suite: RewardSuite) -> dict[str, str]:
+def separability_text(suite: FittedSuite) -> dict[str, str]:
     """Separability of the statistics that know nothing of an image's true MoA.
 
     The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.

@@ -6,10 +6,8 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -22,8 +20,7 @@ from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images, to_unit
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub.access import CARD_NAME, push_files
-from cellfluxrl.hub.download import readable_download_errors
+from cellfluxrl.hub.mixin import HubModelMixin
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.card import suite_card
 from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
@@ -88,7 +85,7 @@ class Measured:
         return Measured(torch.cat([part.values for part in parts]), joined("scores"), joined("measurements"), features)
 
 
-class RewardSuite(ModelMixin, ConfigMixin):
+class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     """Scores images of cells by the seven rewards of CellFluxRL, and by those of users.
 
     `moa` is the classifier's probability of the true mechanism of action; `containment` the share of the nuclei that
@@ -115,6 +112,9 @@ class RewardSuite(ModelMixin, ConfigMixin):
         >>> scores = suite(images, moa=["Protein synthesis"] * len(images))           # doctest: +SKIP
         >>> scores["containment"].shape, scores["combined"].shape                     # doctest: +SKIP
     """
+
+    hub_kind = "reward suite"
+    hub_message = "Biological rewards, fitted with CellFluxRL"
 
     @register_to_config
     def __init__(
@@ -591,23 +591,13 @@ class RewardSuite(ModelMixin, ConfigMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> RewardSuite:
-        """Load a suite from a folder or from the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub; with `subfolder="rewards"` those of
-                a pipeline.
-            **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
-                Weights are safetensors only.
+        """Load a suite from a folder or from the Hugging Face Hub, see [`HubModelMixin.from_pretrained`].
 
         Raises:
-            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says; the
-                last one also for a suite that lacks statistics, because an earlier version saved it.
+            ValueError: Also if it lacks statistics, because an earlier version saved it.
         """
-        kwargs.setdefault("use_safetensors", True)
-        where = (pretrained_model_name_or_path, "reward suite", kwargs.get("revision"), kwargs.get("token"))
         tells = kwargs.pop("output_loading_info", False)
-        with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
-            suite, found = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
+        suite, found = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
         if tells:
             return suite, found
         if missing := sorted(found.get("missing_keys", [])):  # zeros, from which everything would be far
@@ -617,61 +607,6 @@ class RewardSuite(ModelMixin, ConfigMixin):
             )
         return suite
 
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        save_function: Callable | None = None,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str = "10GB",
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        """Save everything into one folder: configuration, weights and statistics (safetensors), and the card,
-        README.md.
-
-        Args:
-            save_directory: Made if it is not there.
-            push_to_hub: Publish it too: `repo_id` (by default the folder's name), `private`, `token` and
-                `commit_message` are passed on to [`push_to_hub`].
-            **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
-        """
-        hub = {name: kwargs.pop(name) for name in ("private", "token", "commit_message") if name in kwargs}
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        super().save_pretrained(
-            save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, **kwargs
-        )
-        if is_main_process:
-            (Path(save_directory) / CARD_NAME).write_text(suite_card(self), encoding="utf-8")
-        if push_to_hub:
-            self.push_to_hub(repo_id, **hub)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        token: str | None = None,
-        commit_message: str = "Biological rewards, fitted with CellFluxRL",
-    ) -> str:
-        """Publish the suite on the Hugging Face Hub, in one commit; repeat it after an interruption.
-
-        Args:
-            repo_id: `"owner/name"`; the repository is created where there is none.
-            private: Whether only its owner may read a new repository.
-            token: An access token with the right to write; by default the one of `hf auth login`.
-            commit_message: One line.
-
-        Returns:
-            The repository's address.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
-
-        Example:
-            >>> suite.push_to_hub("my-lab/my-rewards", private=True)                  # doctest: +SKIP
-        """
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            names = sorted(path.name for path in Path(folder).iterdir())
-            return push_files(folder, names, repo_id, "model", commit_message, private, token, "*.safetensors*")
+    def saved_card(self) -> str:
+        """The card, README.md, that is saved with the suite."""
+        return suite_card(self)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cellfluxrl.evaluation.measuring import weights_hash
+from cellfluxrl.checkpoints import weights_hash
 
 
 def example_results(unet: Any, other: Any = None) -> dict[str, Any]:

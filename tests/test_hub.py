@@ -9,7 +9,9 @@ import pytest
 from hub_server import HubServer, HubUser, Request
 
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.hub.access import check_repo_id, load_card, push_files
+from cellfluxrl.hub.access import check_repo_id
+from cellfluxrl.hub.cards import load_card
+from cellfluxrl.hub.push import push_files
 from cellfluxrl.rewards.card import suite_card
 
 IMPORTS = "import numpy, torch\nfrom cellfluxrl import RewardSuite\ntorch.set_num_threads(1)\n"

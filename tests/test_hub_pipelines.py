@@ -13,8 +13,8 @@ import torch
 from hub_server import READER, HubServer, HubUser, Request
 from huggingface_hub import ModelCard
 
-from cellfluxrl import MoAClassifier
-from cellfluxrl.hub.push import push_folder, push_pipeline
+from cellfluxrl import CellFluxPipeline, MoAClassifier
+from cellfluxrl.commands.push import push_folder
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +53,7 @@ class User(HubUser):
         return self(f"{IMPORTS}pipe = {call}" + GENERATE.format(controls=str(controls)))
 
     def push(self, folder: Path, repo_id: str, fails: bool = False, **options: object) -> str:
-        code = "from cellfluxrl.hub.push import push_folder\nresult = push_folder({!r}, {!r}, **{})"
+        code = "from cellfluxrl.commands.push import push_folder\nresult = push_folder({!r}, {!r}, **{})"
         return self(code.format(str(folder), repo_id, options), fails)
 
     def run(self, *command: object) -> list:
@@ -519,7 +519,7 @@ def test_an_incomplete_pipeline_is_not_published(saved, tmp_path):
     shutil.copytree(saved, folder)
     (folder / "unet/diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"unet' has no weights: save the whole of it again"):
-        push_pipeline(folder, "org/x", token="hf_unused")
+        CellFluxPipeline.push_folder(folder, "org/x", token="hf_unused")
 
 
 def test_a_card_of_ones_own_is_not_overwritten(saved, tmp_path):

@@ -11,11 +11,13 @@ from huggingface_hub import ModelCard
 from PIL import Image
 
 from cellfluxrl import CellFluxPipeline, CellFluxUNet2DModel, MoAClassifier
+from cellfluxrl.commands.push import kind_of
+from cellfluxrl.data.records import read_record, write_record
 from cellfluxrl.evaluation.results import SCHEMA_VERSION
-from cellfluxrl.hub.access import parse_card
-from cellfluxrl.hub.cards import RESULTS_SCHEMA, classifier_card, pipeline_card
-from cellfluxrl.hub.push import copy_records, kind_of
-from cellfluxrl.hub.records import read_record, write_record
+from cellfluxrl.hub.cards import parse_card
+from cellfluxrl.hub.push import copy_records
+from cellfluxrl.models.card import classifier_card
+from cellfluxrl.pipelines.card import RESULTS_SCHEMA, pipeline_card
 from cellfluxrl.training.pretrain_command import PretrainArguments
 from cellfluxrl.training.rl_command import RLArguments
 

@@ -100,7 +100,9 @@ def test_the_page_can_be_worked_through(hub, folder, user):
 def _check_messages(hub: HubServer, user: HubUser) -> None:
     """What the page's table says is what a user sees."""
     load = "from cellfluxrl import CellFluxRLPipeline\nresult = CellFluxRLPipeline.from_pretrained({!r}, {})"
-    push = "from cellfluxrl.hub.push import push_folder\nresult = push_folder('runs/rl', 'my-lab/new', token={!r})"
+    push = (
+        "from cellfluxrl.commands.push import push_folder\nresult = push_folder('runs/rl', 'my-lab/new', token={!r})"
+    )
     seen = [
         user(load.format("my-lab/my-cell", ""), fails=True),
         user(load.format("my-lab/my-cells", "revision='mian'"), fails=True),

@@ -21,10 +21,10 @@ from tqdm import tqdm
 
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor, random_dihedral
+from cellfluxrl.data.records import write_record
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.evaluation.statistics.metrics import bootstrap_error
 from cellfluxrl.hub.arguments import hub_repository, publish_run
-from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration_error
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.terminal import print_json
@@ -284,7 +284,7 @@ def launch(args: MoAArguments) -> None:
     accelerator = make_accelerator(args, tensorboard=True)
     _, metrics = train(args, accelerator)
     if repo_id and accelerator.is_main_process:
-        publish_run(args, repo_id)
+        publish_run(args, repo_id, MoAClassifier)
     if args.json and accelerator.is_main_process:
         print_json(metrics)
     accelerator.end_training()

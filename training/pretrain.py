@@ -17,18 +17,19 @@ from diffusers.optimization import get_cosine_schedule_with_warmup
 from torch.utils.data import DataLoader, Subset
 from tqdm import tqdm
 
-from cellfluxrl.averaging import frozen_copy, update_average
 from cellfluxrl.checkpoints import (
     find_checkpoint,
+    frozen_copy,
     load_checkpoint,
     optimizer_tensors,
     restore_optimizer,
     save_checkpoint,
+    update_average,
 )
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness
+from cellfluxrl.data.records import write_record
 from cellfluxrl.hub.arguments import hub_repository, publish_run
-from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
@@ -303,7 +304,7 @@ def launch(args: PretrainArguments) -> None:
     accelerator = make_accelerator(args, tensorboard=True)
     train(args, accelerator)
     if repo_id and accelerator.is_main_process:
-        publish_run(args, repo_id)
+        publish_run(args, repo_id, CellFluxPipeline)
     accelerator.end_training()
 
 

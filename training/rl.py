@@ -15,13 +15,12 @@ import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
-from cellfluxrl.averaging import frozen_copy
-from cellfluxrl.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from cellfluxrl.checkpoints import find_checkpoint, frozen_copy, load_checkpoint, save_checkpoint
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.data.records import write_record
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.arguments import hub_repository, publish_run
-from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
@@ -258,7 +257,7 @@ def launch(args: RLArguments) -> None:
         accelerator.end_training()
         sys.exit(130)
     if repo_id and accelerator.is_main_process:
-        publish_run(args, repo_id)
+        publish_run(args, repo_id, CellFluxRLPipeline)
     accelerator.end_training()
 
 

@@ -19,9 +19,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.evaluation.measuring import weights_hash
 from cellfluxrl.files import write_whole
 from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES, CellFluxRLPipeline

@@ -1,7 +1,9 @@
-"""Checkpoints that are either whole or absent, as safetensors and JSON."""
+"""The state of a training: checkpoints that are either whole or absent, averaged weights, hashes of weights."""
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 import os
 import re
@@ -113,3 +115,24 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
+    """A copy in evaluation mode that shares no memory and gets no gradients."""
+    return copy.deepcopy(model).eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def update_average(average: torch.nn.Module, model: torch.nn.Module, decay: float) -> None:
+    """Move the weights of `average` towards those of `model`: a <- decay a + (1 - decay) m."""
+    for a, m in zip(average.parameters(), model.parameters(), strict=True):
+        a.lerp_(m, 1 - decay)
+
+
+def weights_hash(network: torch.nn.Module) -> str:
+    """SHA-256 of all weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

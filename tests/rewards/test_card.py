@@ -5,7 +5,7 @@ import yaml
 from huggingface_hub import ModelCard
 
 from cellfluxrl import CellFluxRLPipeline, RewardSuite
-from cellfluxrl.hub.access import PLACEHOLDER, load_card
+from cellfluxrl.hub.cards import PLACEHOLDER, load_card
 from cellfluxrl.rewards.card import statistics_text, suite_card
 from cellfluxrl.rewards.terms import REWARD_NAMES, Reward, register_reward
 

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from cellfluxrl.averaging import frozen_copy
+from cellfluxrl.checkpoints import frozen_copy
 from cellfluxrl.rl.advantages import compute_advantages
 from cellfluxrl.rl.objectives import OBJECTIVES
 from cellfluxrl.rl.settings import RLSettings

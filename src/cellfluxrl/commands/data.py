@@ -17,6 +17,7 @@ from cellfluxrl.arguments import (
     parse_arguments,
     run_subcommand,
 )
+from cellfluxrl.commands.push import print_address, repository_parser
 from cellfluxrl.terminal import print_json
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -125,11 +126,7 @@ def info(argv: Sequence[str]) -> None:
 
 
 def push_parser() -> CommandParser:
-    parser = CommandParser("cellfluxrl data push", inspect.getdoc(push))
-    parser.add_argument("folder", help="where the data set was built")
-    parser.add_argument("repo_id", help="org/name")
-    parser.add_argument("--private", action="store_true", help="only for those with access; default: public")
-    parser.add_argument("--token", help="default: that of `hf auth login`, or the environment variable HF_TOKEN")
+    parser = repository_parser("cellfluxrl data push", inspect.getdoc(push), "where the data set was built")
     add_json_option(parser)
     return parser
 
@@ -144,11 +141,7 @@ def push(argv: Sequence[str]) -> None:
     args = push_parser().parse_args(argv)
     from cellfluxrl.data.push import push_dataset
 
-    url = push_dataset(args.folder, args.repo_id, private=args.private, token=args.token)
-    if args.json:
-        print_json({"repo_id": args.repo_id, "url": str(url)})
-    else:
-        print(url)
+    print_address(args, push_dataset(args.folder, args.repo_id, private=args.private, token=args.token))
 
 
 COMMANDS = {"build": build, "info": info, "push": push}

@@ -52,8 +52,8 @@ def evaluate(argv: Sequence[str]) -> None:
       cellfluxrl evaluate org/name simulated --output_dir runs/evaluation --json
     """
     args = _parse(argv)
+    from cellfluxrl.checkpoints import weights_hash
     from cellfluxrl.evaluation.evaluate import evaluate as evaluate_images
-    from cellfluxrl.evaluation.measuring import weights_hash
     from cellfluxrl.evaluation.report.figures import draw_all
     from cellfluxrl.evaluation.report.sections import findings, write_evaluation_report
     from cellfluxrl.evaluation.results import write_results
@@ -237,7 +237,8 @@ def _fit_suite(args: argparse.Namespace, cells: datasets.Dataset) -> RewardSuite
 
 
 def _evaluators(args: argparse.Namespace, suite: RewardSuite, pipeline: CellFluxRLPipeline) -> Evaluators:
-    from cellfluxrl.evaluation.measuring import Evaluators, weights_hash
+    from cellfluxrl.checkpoints import weights_hash
+    from cellfluxrl.evaluation.measuring import Evaluators
 
     suite = suite.to(pipeline.device).eval()
     judge = _load("MoAClassifier", args.judge, "classifier").to(pipeline.device) if args.judge else None
@@ -349,9 +350,9 @@ def _generate(
     held_out: HeldOutCells,
     training: np.ndarray,
 ) -> Images:
+    from cellfluxrl.checkpoints import weights_hash
     from cellfluxrl.evaluation.evaluate import Images
     from cellfluxrl.evaluation.generating import generate_candidates
-    from cellfluxrl.evaluation.measuring import weights_hash
 
     generated = {}
     for part, (name, pipeline) in zip(("pipeline", "against"), pipelines.items(), strict=False):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib.resources import files
 
 import datasets
 import pandas as pd
 from datasets.info import DatasetInfosDict
 from huggingface_hub import DatasetCardData
-from jinja2 import Environment, StrictUndefined
 
-from cellfluxrl.data.cells import HIGH_PERCENTILE, LOW_PERCENTILE
 from cellfluxrl.data.info import count_tables, problems_of, reported_counts
-from cellfluxrl.data.schema import cell_features
+from cellfluxrl.data.schema import HIGH_PERCENTILE, LOW_PERCENTILE, cell_features
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.hub.cards import render_card
+
+TAGS = ("biology", "microscopy", "single-cell", "drug-discovery", "cellfluxrl")
 
 
 @dataclass(frozen=True)
@@ -160,11 +160,8 @@ def dataset_card(report: dict) -> str:
     counts = reported_counts(report)
     held_out = sorted(report["split"].get("held_out") or counts.loc[counts["split"] == "test", "plate"].unique())
     scheme = SPLITS.get(report["split"]["scheme"], report["split"]["scheme"])
-    environment = Environment(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
-    )
-    template = environment.from_string((files("cellfluxrl.model_cards") / "dataset.md").read_text(encoding="utf-8"))
-    return template.render(
+    return render_card(
+        "dataset.md",
         metadata=_metadata(report, origin, counts),
         origin=origin,
         total=f"{counts['cells'].sum():,}",
@@ -219,7 +216,7 @@ def _metadata(report: dict, origin: Origin, counts: pd.DataFrame) -> str:
         **origin.license,
         pretty_name=origin.title,
         task_categories=["image-classification", "image-to-image"],
-        tags=["biology", "microscopy", "single-cell", "drug-discovery", "cellfluxrl"],
+        tags=[*TAGS],
         size_categories=[_size_category(int(counts["cells"].sum()))],
         configs=[
             {

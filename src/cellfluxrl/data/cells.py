@@ -23,7 +23,6 @@ FIELD_COLUMNS = (
     "is_control",
 )
 ROW_COLUMNS = (*FIELD_COLUMNS, "cell_id", "x", "y")
-LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.7  # of all intensities of a plate: what becomes 0 and 255
 
 T = TypeVar("T")
 R = TypeVar("R")

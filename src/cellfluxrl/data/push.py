@@ -10,7 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellfluxrl.data.info import REPORT_NAME
-from cellfluxrl.hub.access import CARD_NAME, check_repo_id, load_card, push_files
+from cellfluxrl.hub.access import check_repo_id
+from cellfluxrl.hub.cards import CARD_NAME, load_card
+from cellfluxrl.hub.push import push_files
 
 SHEET_NAME = "contact_sheet.png"
 NO_LICENSE = ("", "unknown", "none")

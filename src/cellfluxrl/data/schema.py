@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import datasets
 
 CHANNEL_NAMES = ("dna", "tubulin", "actin")
+# Of the square roots of all intensities of a plate's cells: what becomes 0 and 255.
+LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.7
 
 
 def cell_features(channel_names: Sequence[str], image_size: int, published: bool = False) -> datasets.Features:

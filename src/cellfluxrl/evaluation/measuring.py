@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import images_to_tensor, unit_floats
 from cellfluxrl.evaluation.features.extractors import FeatureExtractor
 from cellfluxrl.evaluation.features.morphology import morphology_features
@@ -47,15 +48,6 @@ class Evaluators:
         networks = [weights_hash(self.suite), self.judge and weights_hash(self.judge)]
         names = [self.extractor.name, type(self.segmenter).name, repr(self.segmenter), repr(self.suite.segmenter)]
         return hashlib.sha256(repr([networks, names, self.suite.weights]).encode()).hexdigest()
-
-
-def weights_hash(network: torch.nn.Module) -> str:
-    """SHA-256 of all weights and buffers."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 @dataclass(frozen=True)

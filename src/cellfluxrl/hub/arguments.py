@@ -5,8 +5,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cellfluxrl.arguments import SharedArguments, option
+
+if TYPE_CHECKING:  # importing it takes seconds, and --help needs only the options
+    from cellfluxrl.hub.mixin import HubMixin
 
 
 @dataclass
@@ -49,16 +53,14 @@ def hub_repository(args: HubArguments) -> str | None:
     return repo_id
 
 
-def publish_run(args: HubArguments, repo_id: str) -> None:
-    """Publish what a script has saved.
+def publish_run(args: HubArguments, repo_id: str, trained: type[HubMixin]) -> None:
+    """Publish what a script has saved, an object of the class `trained`.
 
     Raises:
         ValueError, OSError: If that fails; what was trained is kept, and the message says how to go on.
     """
-    from cellfluxrl.hub.push import push_folder
-
     try:
-        url = push_folder(args.output_dir, repo_id, private=args.private)
+        url = trained.push_folder(args.output_dir, repo_id, private=args.private)
     except (ValueError, OSError) as error:
         kind = ValueError if isinstance(error, ValueError) else OSError
         command = f"cellfluxrl push {args.output_dir} {repo_id}" + (" --private" if args.private else "")

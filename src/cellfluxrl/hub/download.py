@@ -73,11 +73,8 @@ def download_pipeline(
     }
     with readable_download_errors(repo_id, "pipeline", revision, token, local_files_only):
         index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, **how))
-        components = [
-            name
-            for name, value in json.loads(index.read_text(encoding="utf-8")).items()
-            if not name.startswith("_") and isinstance(value, list) and value[0] and name not in passed
-        ]
+        known = components_of(json.loads(index.read_text(encoding="utf-8")))
+        components = [name for name in known if name not in passed]
         commit = index.parent.name
         patterns = [PIPELINE_INDEX, *(f"{name}/*.json" for name in components)]
         weights = [pattern for name in components for pattern in _weights(name, variant)]
@@ -89,6 +86,35 @@ def download_pipeline(
             weights = [pattern for name in without for pattern in _weights(name, None)]
             snapshot_download(repo_id, revision=commit, allow_patterns=[*patterns, *weights], **how)
     return folder
+
+
+def components_of(index: dict[str, Any]) -> list[str]:
+    """The components that a pipeline's index says it has."""
+    return [n for n, value in index.items() if not n.startswith("_") and isinstance(value, list) and value[0]]
+
+
+def check_pipeline_folder(folder: Path, overridden: Collection[str], optional: Collection[str]) -> None:
+    """See that a folder holds a pipeline with its components.
+
+    Args:
+        overridden: Components that need not be there.
+        optional: Components that the pipeline can do without, which the message says.
+
+    Raises:
+        FileNotFoundError: If it has no index, or lacks a component that its index names.
+    """
+    index = folder / PIPELINE_INDEX
+    if not index.is_file():
+        found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
+        raise FileNotFoundError(f"{str(folder)!r} is not a pipeline: it has no {PIPELINE_INDEX}; it holds: {found}")
+    components = components_of(json.loads(index.read_text(encoding="utf-8")))
+    missing = [name for name in components if name not in overridden and not list((folder / name).glob("*.json"))]
+    if missing:
+        hint = "; pass " + ", ".join(f"{m}=None" for m in missing) + " to load without it"
+        raise FileNotFoundError(
+            f"the pipeline in {str(folder)!r} lacks {missing} of its components {sorted(components)}"
+            + (hint if set(missing) <= set(optional) else "")
+        )
 
 
 def _weights(component: str, variant: str | None) -> list[str]:

@@ -1,231 +1,121 @@
-"""Publishing what this package saves: which files of a folder go to the Hugging Face Hub, and with which card."""
+"""Which files of a folder go to the Hugging Face Hub, and their upload in one commit."""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.data.info import REPORT_NAME
-from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub.access import CARD_NAME, check_repo_id, push_files
-from cellfluxrl.hub.cards import (
-    LOG_NAME,
-    METRICS_NAME,
-    RESULTS_NAME,
-    classifier_card,
-    find_picture,
-    pipeline_card,
-)
-from cellfluxrl.hub.download import PIPELINE_INDEX, WEIGHTS
-from cellfluxrl.hub.records import RECORD_NAME
-from cellfluxrl.hub.remote_code import with_shims
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub.errors import HfHubHTTPError
 
-PUSH_OPTIONS = ("private", "token", "commit_message", "license")
-CLASSIFIER_WEIGHTS = f"{WEIGHTS}*.safetensors*"
+from cellfluxrl.files import write_whole
+from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
+from cellfluxrl.hub.cards import CARD_NAME, load_card, parse_card
+from cellfluxrl.hub.download import PIPELINE_INDEX
+
+# What training and evaluation leave beside the weights, for the card to say.
+LOG_NAME, METRICS_NAME, RECORD_NAME, RESULTS_NAME = "log.jsonl", "metrics.json", "training.json", "results.json"
 
 
-def push_pipeline(
+def push_files(
     folder: str | Path,
+    files: Sequence[str],
     repo_id: str,
+    repo_type: str,
+    commit_message: str,
     private: bool = False,
     token: str | None = None,
-    commit_message: str | None = None,
-    license: str | None = None,
+    replaces: str | Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Publish a saved pipeline in one commit: its components, a card, and the files by which diffusers loads it.
+    """Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
 
-    Weights are sent as they are, all variants of them. `log.jsonl` and a picture of samples go with them; checkpoints
-    and everything else in the folder do not. A `README.md` in the folder is the card; without one it is written
-    ([`pipeline_card`]).
+    After an interruption call it again: what has arrived at the Hub is not sent again.
 
     Args:
-        folder: Of a [`CellFluxPipeline`] or [`CellFluxRLPipeline`].
+        folder: Where the files are.
+        files: Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
         repo_id: `"owner/name"`; the repository is created where there is none.
+        repo_type: `"dataset"` or `"model"`.
+        commit_message: One line.
         private: Whether only its owner may read a new repository.
         token: An access token with the right to write; by default the one of `hf auth login`.
-        commit_message: One line.
-        license: A licence identifier of the Hub, for the card that is written.
+        replaces: Files of the repository whose names match one of these patterns (as in a shell) and that are not sent
+            are removed in the same commit: they are of an earlier version.
+        texts: Files that are not in the folder, by name; they win over those that are.
 
     Returns:
         The repository's address.
 
     Raises:
-        ValueError: If a component is missing, `results.json` is of other weights, or as [`push_files`] says.
-        PermissionError, ConnectionError: As [`push_files`] says.
+        ValueError: If the card has placeholders or is refused by the Hub, the repository's name is malformed, or it is
+            public and `private` was asked for.
+        PermissionError: If there is no token, or it may not write there.
+        ConnectionError: If the Hub cannot be reached or fails.
 
     Example:
-        >>> push_pipeline("runs/rl", "my-lab/my-cells", private=True)                     # doctest: +SKIP
+        >>> push_files("cells", ["README.md"], "my-lab/cells", "dataset", "A card")   # doctest: +SKIP
     """
+    folder, texts = Path(folder), texts or {}
+    patterns = [replaces] if isinstance(replaces, str) else replaces
     check_repo_id(repo_id)
-    folder = Path(folder)
-    index, texts = with_shims(json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8")))
-    texts[PIPELINE_INDEX] = json.dumps(index, indent=2) + "\n"
-    entries = {name: value for name, value in index.items() if not name.startswith("_") and isinstance(value, list)}
-    components = [name for name, value in entries.items() if value[0]]
-    names = [name for component in components for name in _component_files(folder, component)]
-    names += _present(folder, LOG_NAME, find_picture(folder))
-    return _push(
-        folder,
-        names,
-        texts,
-        repo_id,
-        license,
-        pipeline_card,
-        private=private,
-        token=token,
-        commit_message=commit_message or "Pipeline of CellFluxRL",
-        replaces=("*.safetensors*", "*/*.json", "*.py", "samples.png", "samples/*.png", LOG_NAME),
-    )
-
-
-def push_classifier(
-    folder: str | Path,
-    repo_id: str,
-    private: bool = False,
-    token: str | None = None,
-    commit_message: str | None = None,
-    license: str | None = None,
-) -> str:
-    """Publish a saved [`MoAClassifier`] in one commit, with a card ([`classifier_card`]) unless it has a `README.md`.
-
-    Args:
-        folder, repo_id, private, token, commit_message, license: As in [`push_pipeline`].
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        ValueError, PermissionError, ConnectionError: As [`push_files`] says.
-    """
-    check_repo_id(repo_id)
-    folder = Path(folder)
-    return _push(
-        folder,
-        [*_component_files(folder, ""), *_present(folder, LOG_NAME, METRICS_NAME)],
-        {},
-        repo_id,
-        license,
-        classifier_card,
-        private=private,
-        token=token,
-        commit_message=commit_message or "Classifier of the mechanism of action, trained with CellFluxRL",
-        replaces=(CLASSIFIER_WEIGHTS, LOG_NAME, METRICS_NAME),
-    )
-
-
-def push_suite(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
-    """Publish a saved [`RewardSuite`], with the card that lies beside it; see [`RewardSuite.push_to_hub`]."""
-    names = [*_component_files(Path(folder), ""), CARD_NAME]
-    message = "Biological rewards, fitted with CellFluxRL"
-    return push_files(folder, names, repo_id, "model", message, private, token, CLASSIFIER_WEIGHTS)
-
-
-def push_folder(
-    folder: str | Path, repo_id: str, private: bool = False, token: str | None = None, license: str | None = None
-) -> str:
-    """Publish a pipeline, a classifier, a reward suite or a data set; which of them it is, its files tell.
-
-    Args:
-        folder: What this package has saved or built.
-        repo_id, private, token, license: As in [`push_pipeline`]. A suite and a data set say their licence themselves.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it is none of these, or as the functions for each of them say.
-        PermissionError, ConnectionError: As [`push_files`] says.
-    """
-    check_repo_id(repo_id)
-    kind = kind_of(folder)
-    if kind in ("pipeline", "classifier"):
-        push = push_pipeline if kind == "pipeline" else push_classifier
-        return push(folder, repo_id, private, token, license=license)
-    if license is not None:
-        raise ValueError(f"--license {license}: a {kind} has it in its own {CARD_NAME}, write it there")
-    if kind == "reward suite":
-        return push_suite(folder, repo_id, private, token)
-    from cellfluxrl.data.push import push_dataset
-
-    return push_dataset(folder, repo_id, private, token)
-
-
-def kind_of(folder: str | Path) -> str:
-    """What a folder holds: `"pipeline"`, `"classifier"`, `"reward suite"` or `"data set"`.
-
-    Raises:
-        FileNotFoundError: If there is no such folder.
-        ValueError: If it holds nothing of the kind.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        siblings = [path.name for path in folder.parent.iterdir() if path.is_dir()] if folder.parent.is_dir() else []
-        raise FileNotFoundError(str(unknown_name(f"folder of {folder.parent}:", folder.name, siblings)))
-    if (folder / PIPELINE_INDEX).is_file():
-        return "pipeline"
-    if (folder / REPORT_NAME).is_file():
-        return "data set"
-    config = folder / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None
-    kinds = {"MoAClassifier": "classifier", "RewardSuite": "reward suite"}
-    if found not in kinds:
-        held = f"a {found}" if found else ", ".join(sorted(path.name for path in folder.iterdir())[:10]) or "nothing"
-        raise ValueError(
-            f"{str(folder)!r} is neither a pipeline nor a classifier, a reward suite or a data set; it holds: {held}"
-        )
-    return kinds[found]
-
-
-def copy_records(source: str | Path | None, folder: str | Path) -> None:
-    """Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
-
-    Args:
-        source: That folder, if it is one.
-        folder: Where a pipeline or classifier was saved. If the weights, of a pipeline those of its network, are
-            others by now, nothing is copied.
-    """
-    folder = Path(folder)
-    source = Path(source) if source else None
-    network = "unet" if (folder / PIPELINE_INDEX).is_file() else "."
-    weights = [Path(network, path.name) for path in sorted((folder / network).glob("*.safetensors"))]
-    if source is None or not all(_same(source / path, folder / path) for path in weights):
-        return
-    for name in _present(source, LOG_NAME, METRICS_NAME, RECORD_NAME, RESULTS_NAME, find_picture(source)):
-        (folder / name).parent.mkdir(exist_ok=True)
-        shutil.copyfile(source / name, folder / name)
-
-
-def _same(one: Path, other: Path) -> bool:
-    return one.is_file() and filecmp.cmp(one, other, shallow=False)
-
-
-def _push(
-    folder: Path,
-    names: list[str],
-    texts: dict[str, str],
-    repo_id: str,
-    license: str | None,
-    write_card: Callable[[Path, str, str | None], str],
-    **options: Any,
-) -> str:
-    if not (folder / CARD_NAME).is_file():
-        texts[CARD_NAME] = write_card(folder, repo_id, license)
-    elif license is not None:
-        raise ValueError(f"license={license!r}: {folder / CARD_NAME} is the card, write the licence there")
+    if CARD_NAME in texts:
+        card = parse_card(texts[CARD_NAME], f"the card of {folder}", repo_type)
     else:
-        names.append(CARD_NAME)
-    for name in [name for name in names if name.endswith("config.json")]:
-        texts[name] = _without_paths((folder / name).read_text(encoding="utf-8"))
-    return push_files(folder, names, repo_id, "model", texts=texts, **options)
+        card = load_card(folder / CARD_NAME, repo_type)
+    check_token(token)
+    api = HfApi(token=token)
+    with readable_errors(repo_id):
+        refusal = _refusal(card)
+    if refusal:
+        raise ValueError(f"the Hub refuses {folder / CARD_NAME}: {refusal}")
+    with readable_errors(repo_id):
+        url = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
+        is_public = not api.repo_info(repo_id, repo_type=repo_type).private
+    if private and is_public:
+        raise ValueError(f"{repo_id} is there already and is public: make it private first, or choose another name")
+    additions = [CommitOperationAdd(name, folder / name) for name in files if name not in texts]
+    additions += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
+    with readable_errors(repo_id):
+        present = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
+        stale = sorted(name for name in present if any(fnmatch(name, pattern) for pattern in patterns))
+        # Not upload_folder, which may spread a large folder over several commits.
+        api.create_commit(
+            repo_id,
+            additions + [CommitOperationDelete(name) for name in stale],
+            commit_message=commit_message,
+            repo_type=repo_type,
+        )
+    return str(url)
 
 
-def _component_files(folder: Path, component: str) -> list[str]:
-    """The configuration, weights and card of a component, relative to the folder of its pipeline."""
+def _refusal(card: RepoCard) -> str | None:
+    """What the Hub has against a card."""
+    try:
+        card.validate()
+    except HfHubHTTPError:
+        raise
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What is in a folder that was saved
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def component_files(folder: Path, component: str = "") -> list[str]:
+    """The configuration, weights and card of a component, relative to the folder of its pipeline.
+
+    Raises:
+        ValueError: If it has no configuration or no weights.
+    """
     names = [
         path.relative_to(folder).as_posix()
         for pattern in ("*.json", "*.safetensors", CARD_NAME if component else "")
@@ -243,11 +133,20 @@ def _component_files(folder: Path, component: str) -> list[str]:
     return names
 
 
-def _present(folder: Path, *names: str | None) -> list[str]:
+def present(folder: Path, *names: str | None) -> list[str]:
+    """Those of the files that are there."""
     return [name for name in names if name and (folder / name).is_file()]
 
 
-def _without_paths(config: str) -> str:
+def find_picture(folder: Path) -> str | None:
+    """`samples.png`, or else the last of `samples/`, relative to the folder."""
+    if (folder / "samples.png").is_file():
+        return "samples.png"
+    pictures = sorted((folder / "samples").glob("*.png"))
+    return f"samples/{pictures[-1].name}" if pictures else None
+
+
+def without_paths(config: str) -> str:
     """A configuration without the folder that it was once loaded from, which is nobody's business."""
 
     def cleaned(value: Any) -> Any:
@@ -256,3 +155,25 @@ def _without_paths(config: str) -> str:
         return value
 
     return json.dumps(cleaned(json.loads(config)), indent=2, sort_keys=True) + "\n"
+
+
+def copy_records(source: str | Path | None, folder: str | Path) -> None:
+    """Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
+
+    Args:
+        source: That folder, if it is one.
+        folder: Where a pipeline or classifier was saved. If the weights, of a pipeline those of its network, are
+            others by now, nothing is copied.
+    """
+    folder = Path(folder)
+    source = Path(source) if source else None
+    network = "unet" if (folder / PIPELINE_INDEX).is_file() else "."
+    weights = [Path(network, path.name) for path in sorted((folder / network).glob("*.safetensors"))]
+    if source is None or not all(_same(source / path, folder / path) for path in weights):
+        return
+    for name in present(source, LOG_NAME, METRICS_NAME, RECORD_NAME, RESULTS_NAME, find_picture(source)):
+        write_whole(folder / name, lambda path, name=name: shutil.copyfile(source / name, path))
+
+
+def _same(one: Path, other: Path) -> bool:
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)

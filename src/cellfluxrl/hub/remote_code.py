@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cellfluxrl.files import write_whole
 from cellfluxrl.hub.download import PIPELINE_INDEX
 
 COMPONENTS = {
@@ -88,13 +89,14 @@ def _is_component(name: str, value: Any) -> bool:
     return not name.startswith("_") and isinstance(value, (list, tuple)) and len(value) == 2
 
 
+def shims_of(folder: Path) -> dict[str, str]:
+    """The files by which diffusers alone loads a saved pipeline, and at last its index, by name."""
+    index, texts = with_shims(json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8")))
+    return {**texts, PIPELINE_INDEX: json.dumps(index, indent=2) + "\n"}
+
+
 def write_shims(folder: str | Path) -> None:
     """Make a saved pipeline one that `DiffusionPipeline.from_pretrained` loads with `trust_remote_code=True`."""
     folder = Path(folder)
-    path = folder / PIPELINE_INDEX
-    index, texts = with_shims(json.loads(path.read_text(encoding="utf-8")))
-    for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    for name, text in shims_of(folder).items():
+        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +13,8 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.hub.access import check_repo_id
-from cellfluxrl.hub.download import readable_download_errors
-from cellfluxrl.hub.push import PUSH_OPTIONS, copy_records, push_classifier
+from cellfluxrl.hub.mixin import HubModelMixin
+from cellfluxrl.models.card import classifier_card
 
 RANGE_TOLERANCE = 1e-4
 
@@ -54,7 +50,7 @@ class ResidualBlock(nn.Module):
         return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
 
 
-class MoAClassifier(ModelMixin, ConfigMixin):
+class MoAClassifier(HubModelMixin, ModelMixin, ConfigMixin):
     """Three residual blocks, pooled by mean and maximum, with a temperature that calibrates the probabilities.
 
     Images come normalised by plate, as every data set of this package is ([`plate_stretch`]); the network then
@@ -74,6 +70,10 @@ class MoAClassifier(ModelMixin, ConfigMixin):
         >>> classifier(torch.zeros(2, 3, 96, 96)).logits.shape
         torch.Size([2, 2])
     """
+
+    hub_kind = "classifier"
+    hub_message = "Classifier of the mechanism of action, trained with CellFluxRL"
+    card_of = staticmethod(classifier_card)
 
     @register_to_config
     def __init__(
@@ -149,75 +149,6 @@ class MoAClassifier(ModelMixin, ConfigMixin):
         for name in set(moas) - set(classes):
             raise unknown_name("MoA", name, classes)
         return torch.tensor([classes.index(name) for name in moas])
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> MoAClassifier:
-        """Load a classifier from a folder or from the Hugging Face Hub.
-
-        Args:
-            pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub.
-            **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
-                Weights are safetensors only.
-
-        Raises:
-            FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says.
-        """
-        kwargs.setdefault("use_safetensors", True)
-        where = (pretrained_model_name_or_path, "classifier", kwargs.get("revision"), kwargs.get("token"))
-        with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-
-    def save_pretrained(
-        self, save_directory: str | Path, *args: Any, push_to_hub: bool = False, **kwargs: Any
-    ) -> None:
-        """Save the classifier into a folder.
-
-        Args:
-            save_directory: Made if it is not there.
-            push_to_hub: Publish it too: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`
-                and `license` are passed on to [`push_to_hub`].
-            *args, **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
-        """
-        hub = {name: kwargs.pop(name) for name in PUSH_OPTIONS if name in kwargs}
-        repo_id = kwargs.pop("repo_id", Path(save_directory).name)
-        super().save_pretrained(save_directory, *args, **kwargs)
-        if push_to_hub:
-            push_classifier(save_directory, repo_id, **hub)
-
-    def push_to_hub(
-        self,
-        repo_id: str,
-        private: bool = False,
-        token: str | None = None,
-        commit_message: str | None = None,
-        license: str | None = None,
-    ) -> str:
-        """Publish the classifier on the Hugging Face Hub, with a card, in one commit; repeat it after an interruption.
-
-        What the card says of training and accuracy is in the folder that it was loaded from, and is left out if the
-        weights are others by now.
-
-        Args:
-            repo_id: `"owner/name"`; the repository is created where there is none.
-            private: Whether only its owner may read a new repository.
-            token: An access token with the right to write; by default the one of `hf auth login`.
-            commit_message: One line.
-            license: A licence identifier of the Hub, where the training data do not say it.
-
-        Returns:
-            The repository's address.
-
-        Raises:
-            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
-
-        Example:
-            >>> classifier.push_to_hub("my-lab/my-classifier", private=True)              # doctest: +SKIP
-        """
-        check_repo_id(repo_id)
-        with TemporaryDirectory() as folder:
-            self.save_pretrained(folder)
-            copy_records(self.config.get("_name_or_path"), folder)
-            return push_classifier(folder, repo_id, private, token, commit_message, license)
 
 
 def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> float:

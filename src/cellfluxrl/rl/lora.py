@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from cellfluxrl.averaging import frozen_copy
+from cellfluxrl.checkpoints import frozen_copy
 
 
 def add_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:

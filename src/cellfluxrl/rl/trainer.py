@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from cellfluxrl.averaging import frozen_copy, update_average
-from cellfluxrl.checkpoints import optimizer_tensors, restore_optimizer
+from cellfluxrl.checkpoints import frozen_copy, optimizer_tensors, restore_optimizer, update_average
 from cellfluxrl.rl.advantages import Advantages, compute_advantages
 from cellfluxrl.rl.kl import controlled_kl_weight
 from cellfluxrl.rl.objectives import OBJECTIVES, Batch, Selection

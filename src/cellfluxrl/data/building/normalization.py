@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from skimage.transform import resize
 
-from cellfluxrl.data.cells import HIGH_PERCENTILE, LOW_PERCENTILE
+from cellfluxrl.data.schema import HIGH_PERCENTILE, LOW_PERCENTILE
 
 LEVELS = 65536
 

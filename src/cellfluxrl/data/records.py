@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl import __version__
-from cellfluxrl.hub.access import is_repo_id
+from huggingface_hub import DatasetCard, try_to_load_from_cache
 
-RECORD_NAME = "training.json"
-# Of the data set's own report and card.
-BUILD_REPORT, DATASET_CARD = "build_report.json", "README.md"
+from cellfluxrl.data.card import ORIGINS
+from cellfluxrl.data.info import REPORT_NAME
+from cellfluxrl.files import write_whole
+from cellfluxrl.hub.access import is_repo_id
+from cellfluxrl.hub.cards import CARD_NAME
+from cellfluxrl.hub.push import RECORD_NAME
+
 LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
@@ -30,14 +34,14 @@ def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping
     base = settings.get("pretrained_model_name_or_path")
     record = {
         "script": script,
-        "cellfluxrl": __version__,
+        "cellfluxrl": version("cellfluxrl"),
         "settings": settings,
         "data": describe_data(args.dataset_name, splits),
         "base": read_record(base) if base else None,
         "base_model": base if base and _is_on_hub(base) else None,
     }
-    path = Path(output_dir) / RECORD_NAME
-    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    text = json.dumps(record, indent=2) + "\n"
+    write_whole(Path(output_dir) / RECORD_NAME, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def read_record(folder: str | Path) -> dict[str, Any] | None:
@@ -70,19 +74,15 @@ def _is_on_hub(name: str) -> bool:
 
 
 def _source_of(dataset_name: str) -> str | None:
-    path = Path(dataset_name) / BUILD_REPORT
+    path = Path(dataset_name) / REPORT_NAME
     return json.loads(path.read_text(encoding="utf-8")).get("source") if path.is_file() else None
 
 
 def _license_of(dataset_name: str, source: str | None) -> dict[str, str]:
     """Of the data set's card where it has one, else of what it was built from."""
-    from huggingface_hub import DatasetCard, try_to_load_from_cache
-
-    from cellfluxrl.data.card import ORIGINS
-
-    card = Path(dataset_name) / DATASET_CARD
+    card = Path(dataset_name) / CARD_NAME
     if _is_on_hub(dataset_name):
-        cached = try_to_load_from_cache(dataset_name, DATASET_CARD, repo_type="dataset")
+        cached = try_to_load_from_cache(dataset_name, CARD_NAME, repo_type="dataset")
         card = Path(cached) if isinstance(cached, str) else card
     if card.is_file():
         data = DatasetCard.load(card).data.to_dict()
