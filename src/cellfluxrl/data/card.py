@@ -14,6 +14,7 @@ from cellfluxrl.data.schema import HIGH_PERCENTILE, LOW_PERCENTILE, cell_feature
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.cards import render_card
 
+LICENSE_FIELDS = ("license", "license_name", "license_link")
 TAGS = ("biology", "microscopy", "single-cell", "drug-discovery", "cellfluxrl")
 
 
@@ -191,7 +192,7 @@ class _Unknown:
 
 def _described(origin: Origin, report: dict) -> Origin:
     """The user's own words in place of ours."""
-    license = {key: report[key] for key in ("license", "license_name", "license_link") if report.get(key)}
+    license = {key: report[key] for key in LICENSE_FIELDS if report.get(key)}
     link = f" ({report['license_link']})" if report.get("license_link") else ""
     return replace(
         origin,

@@ -11,14 +11,12 @@ from typing import Any
 
 from huggingface_hub import DatasetCard, try_to_load_from_cache
 
-from cellfluxrl.data.card import ORIGINS
+from cellfluxrl.data.card import LICENSE_FIELDS, ORIGINS
 from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.files import write_whole
 from cellfluxrl.hub.access import is_repo_id
 from cellfluxrl.hub.cards import CARD_NAME
 from cellfluxrl.hub.push import RECORD_NAME
-
-LICENSE_FIELDS = ("license", "license_name", "license_link")
 
 
 def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping[str, Any]) -> None:

@@ -44,12 +44,8 @@ def load_card(path: Path, repo_type: str) -> RepoCard:
         ValueError: If it is missing, cannot be read, or still has placeholders.
     """
     if not path.is_file():
-        raise missing_card(path)
+        raise ValueError(f"{path} is missing: a repository needs a card")
     return parse_card(path.read_text(encoding="utf-8"), str(path), repo_type)
-
-
-def missing_card(path: Path) -> ValueError:
-    return ValueError(f"{path} is missing: a repository needs a card")
 
 
 def parse_card(content: str, where: str, repo_type: str) -> RepoCard:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from cellfluxrl.files import write_whole
 from cellfluxrl.hub.access import check_repo_id
-from cellfluxrl.hub.cards import CARD_NAME, missing_card
+from cellfluxrl.hub.cards import CARD_NAME
 from cellfluxrl.hub.download import (
     PIPELINE_INDEX,
     WEIGHTS,
@@ -47,11 +47,13 @@ class HubMixin:
         hub_kind: What messages call it, such as `"classifier"`.
         hub_message: Of the commit.
         hub_replaces: Files of an earlier version that go when a new one comes, as patterns.
+        card_of: Writes the card of a folder, for a repository and a licence, unless the folder always has one.
     """
 
     hub_kind: ClassVar[str]
     hub_message: ClassVar[str]
     hub_replaces: ClassVar[tuple[str, ...]]
+    card_of: ClassVar[Callable[[Path, str, str | None], str] | None] = None
 
     def push_to_hub(
         self,
@@ -120,7 +122,7 @@ class HubMixin:
         check_repo_id(repo_id)
         folder = Path(folder)
         names, texts = cls._published_files(folder)
-        if not (folder / CARD_NAME).is_file():
+        if cls.card_of and not (folder / CARD_NAME).is_file():
             texts[CARD_NAME] = cls.card_of(folder, repo_id, license)
         elif license is not None:
             raise ValueError(f"license={license!r}: {folder / CARD_NAME} is the card, write the licence there")
@@ -132,21 +134,10 @@ class HubMixin:
         message = commit_message or cls.hub_message
         return push_files(folder, names, repo_id, "model", message, private, token, cls.hub_replaces, texts)
 
-    @staticmethod
-    def card_of(folder: Path, repo_id: str, license: str | None) -> str:
-        """The card of a saved folder that has none; a class whose card is saved with it cannot write another."""
-        raise missing_card(folder / CARD_NAME)
-
     @classmethod
     def _published_files(cls, folder: Path) -> tuple[list[str], dict[str, str]]:
         """The names of files to send, and files that are not in the folder."""
         return [*component_files(folder), *present(folder, LOG_NAME, METRICS_NAME)], {}
-
-    @staticmethod
-    def _push_options(save_directory: str | Path, options: dict[str, Any]) -> dict[str, Any]:
-        """Take the arguments of [`push_folder`] out of those of `save_pretrained`."""
-        names = ("repo_id", "private", "token", "commit_message", "license")
-        return {"repo_id": Path(save_directory).name} | {n: options.pop(n) for n in names if n in options}
 
 
 class HubModelMixin(HubMixin):
@@ -191,7 +182,7 @@ class HubModelMixin(HubMixin):
                 and `license` are passed on to [`push_to_hub`].
             **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
         """
-        options = self._push_options(save_directory, kwargs)
+        options = _push_options(save_directory, kwargs)
         super().save_pretrained(
             save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, **kwargs
         )
@@ -282,7 +273,7 @@ class HubPipelineMixin(HubMixin):
                 [`push_to_hub`] are passed on.
             **kwargs: The others are those of `diffusers.DiffusionPipeline.save_pretrained`.
         """
-        options = self._push_options(save_directory, kwargs)
+        options = _push_options(save_directory, kwargs)
         super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
         write_shims(save_directory)
         if push_to_hub:
@@ -294,3 +285,9 @@ class HubPipelineMixin(HubMixin):
         components = components_of(json.loads(texts[PIPELINE_INDEX]))
         names = [name for component in components for name in component_files(folder, component)]
         return [*names, *present(folder, LOG_NAME, find_picture(folder))], texts
+
+
+def _push_options(save_directory: str | os.PathLike, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Take the arguments of [`HubMixin.push_folder`] out of those of `save_pretrained`."""
+    names = ("repo_id", "private", "token", "commit_message", "license")
+    return {"repo_id": Path(save_directory).name} | {name: kwargs.pop(name) for name in names if name in kwargs}
