@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -28,6 +27,7 @@ from cellfluxrl.data.tables import (
     refuse,
 )
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import file_sha256
 
 PREFIX = "image_"
 REQUIRED = ("plate", "well", "site", "compound", "concentration")
@@ -85,7 +85,7 @@ class PlateFolder:
         )
         self.image_size = self.crop_settings.image_size
         self.settings = {
-            "table_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "table_sha256": file_sha256(path),
             "crop_size": crop_size,
             "image_size": self.image_size,
             "nucleus_diameter": nucleus_diameter,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from cellfluxrl.data.tables import (
     refuse,
 )
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import file_sha256
 
 COLUMNS = ("SAMPLE_KEY", "BATCH", "CPD_NAME", "SMILES", "DOSE", "ANNOT", "STATE", "SPLIT")
 # Whether it is a control; pandas writes whole numbers as 1.0 where a column once had a gap.
@@ -82,7 +82,7 @@ class ImpaCrops:
         cells = cells[cells["plate"].isin(list(plates or known))]
         self.cells = cells.sort_values(["plate", "table_number", "image_number", "cell_id"]).reset_index(drop=True)
         self.fields = self.cells.drop_duplicates(["plate", "field", "split"]).reset_index(drop=True)
-        self.settings = {"table_sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in tables}}
+        self.settings = {"table_sha256": {p.name: file_sha256(p) for p in tables}}
 
     def read(
         self, plate: str, log: PlateLog, scratch: Path, map: Map = map, progress: Callable[[int], Any] = int
