@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_plate
-from cellfluxrl.data.cells import Cells, Map, PlateLog
+from cellfluxrl.data.cells import Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.splits import PUBLISHED_SPLITS, batch_of
 from cellfluxrl.data.tables import (
@@ -199,11 +199,8 @@ def _image_file(cell: str, folder: Path) -> ImageFile:
 
 
 def _choose_plates(fields: pd.DataFrame, plates: Sequence[str] | None, control: str, path: Path) -> pd.DataFrame:
-    known = sorted(fields["plate"].unique())
-    for plate in plates or ():
-        if plate not in known:
-            raise unknown_name(f"plate (not in {path}):", plate, known)
-    chosen = fields[fields["plate"].isin(list(plates or known))].reset_index(drop=True)
+    names = chosen_plates(plates, fields["plate"], f" (not in {path}):")
+    chosen = fields[fields["plate"].isin(names)].reset_index(drop=True)
     has_control = chosen.groupby("plate")["is_control"].any()
     if not has_control.all():
         raise ValueError(f"{path}: plate {has_control.idxmin()!r} has no well with the control {control!r}")

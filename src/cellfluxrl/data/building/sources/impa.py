@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.building.bbbc021_index import read_index
-from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog
+from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.splits import PUBLISHED_SPLITS
@@ -75,11 +75,7 @@ class ImpaCrops:
         else:
             # Only the image is known: it stands for the well where wells must not be parted.
             cells = cells.assign(well=cells["field"], site=0, replicate=0)
-        known = sorted(cells["plate"].unique())
-        for plate in plates or ():
-            if plate not in known:
-                raise unknown_name(f"plate (not in {path}):", plate, known)
-        cells = cells[cells["plate"].isin(list(plates or known))]
+        cells = cells[cells["plate"].isin(chosen_plates(plates, cells["plate"], f" (not in {path}):"))]
         self.cells = cells.sort_values(["plate", "table_number", "image_number", "cell_id"]).reset_index(drop=True)
         self.fields = self.cells.drop_duplicates(["plate", "field", "split"]).reset_index(drop=True)
         self.settings = {"table_sha256": {p.name: file_sha256(p) for p in tables}}
