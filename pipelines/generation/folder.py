@@ -18,7 +18,6 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 
 from cellfluxrl.files import write_whole
 
@@ -27,7 +26,6 @@ logger = logging.getLogger(__name__)
 TABLE = "generated.parquet"
 PROVENANCE = "provenance.json"
 FINISHED = ".finished"  # folder with the table of each finished batch
-LOCK = ".lock"
 # What a run leaves in its folder.
 OWN = (TABLE, PROVENANCE, FINISHED, "images", "data", "README.md")
 # What the images follow from: a run goes on only where all of it is the same.
@@ -38,27 +36,6 @@ DECISIVE = {
     "treatments": "other compounds",
 }
 PACKAGES = ("cellfluxrl", "torch", "diffusers", "numpy", "scikit-image", "scipy", "opencv-python-headless", "cellpose")
-
-
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Make the folder, and keep other processes from generating into it.
-
-    Raises:
-        ValueError: If another process does, or it is a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{str(folder)!r} is a file, but must be a folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / LOCK, timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another process is generating into {str(folder)!r}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def take_up(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -> tuple[list[dict[str, Any]], bool]:

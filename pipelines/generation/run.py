@@ -22,7 +22,7 @@ from tqdm import tqdm
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import locked, write_whole
 from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES, CellFluxRLPipeline
 from cellfluxrl.pipelines.generation import folder as generation_folder
@@ -155,7 +155,7 @@ def generate_images(
     if settings.calibrate:
         controls = calibrated(controls, pipe)
     run = _Run(pipe, controls, treatments, conditions, settings, folder)
-    with generation_folder.locked(folder):
+    with locked(folder, f"another process is generating into {str(folder)!r}"):
         sessions, is_complete = generation_folder.take_up(folder, provenance, overwrite)
         if is_complete:
             logger.warning("%s is finished: there is nothing to do", folder)

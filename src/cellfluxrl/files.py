@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
@@ -42,3 +45,34 @@ def _remove_stale(path: Path) -> None:
         with suppress(FileNotFoundError):  # another process was faster
             if time.time() - left.stat().st_mtime > STALE_SECONDS:
                 left.unlink()
+
+
+@contextmanager
+def locked(folder: str | Path, refusal: str) -> Iterator[None]:
+    """Make a folder, and keep other processes that lock it out for as long as the block runs.
+
+    Raises:
+        ValueError: With the text `refusal` if another process is in it; or if it is a file.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{str(folder)!r} is a file, but must be a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ValueError(refusal) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, as 64 lower-case hexadecimal digits."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -28,11 +28,11 @@ from cellfluxrl.data.building.downloads import (
     ArchiveError,
     DownloadError,
     download,
-    file_sha256,
     read_checksums,
     verified_download,
 )
 from cellfluxrl.data.building.zip_archive import PlateArchive
+from cellfluxrl.files import file_sha256
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from cellfluxrl.data.building import processes
+from cellfluxrl.data import processes
 
 pytestmark = pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals to a thread are POSIX")
 

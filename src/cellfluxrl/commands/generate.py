@@ -6,6 +6,7 @@ import argparse
 import inspect
 import logging
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,8 @@ def generate(argv: Sequence[str]) -> None:
     from cellfluxrl.pipelines.generation.run import GenerationSettings, generate_images
     from cellfluxrl.pipelines.generation.treatments import parse_treatments, read_treatments, resolve_treatments
 
-    settings = GenerationSettings(
-        num_per_control=args.num_per_control,
-        best_of_n=args.best_of_n,
-        selection=args.selection,
-        search=args.search,
-        num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
-        seed=args.seed,
-        format=args.format,
-        batch_size=args.batch_size,
-        calibrate=args.calibrate,
-    )
+    same = [field.name for field in fields(GenerationSettings) if hasattr(args, field.name)]
+    settings = GenerationSettings(num_inference_steps=args.steps, **{name: getattr(args, name) for name in same})
     given = read_treatments(args.compounds_file) if args.compounds_file else parse_treatments(args.compounds)
     pipe, revision = _load_pipeline(args.pipeline, args.cpu)
     treatments, conditions = resolve_treatments(given, pipe)

@@ -10,6 +10,8 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import pandas as pd
 
+from cellfluxrl.errors import unknown_name
+
 FIELD_COLUMNS = (
     "compound",
     "smiles",
@@ -56,6 +58,15 @@ class PlateLog:
     def skip(self, field_name: str, reason: object) -> None:
         """Count and name a field of view, or a crop, that could not be used."""
         self.problems.append({"field": field_name, "reason": str(reason)})
+
+
+def chosen_plates(plates: Iterable[str] | None, known: Iterable[str], where: str = "") -> list[str]:
+    """The plates that are named, or all that are known; refuses a name that is not."""
+    known = sorted(set(known))
+    for plate in plates or ():
+        if plate not in known:
+            raise unknown_name(f"plate{where}", plate, known)
+    return list(plates or known)
 
 
 class Source(Protocol):

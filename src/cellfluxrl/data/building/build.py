@@ -9,8 +9,7 @@ import shutil
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from cellfluxrl.data.building.downloads import ArchiveError, DownloadError
@@ -30,7 +28,7 @@ from cellfluxrl.data.parquet import ShardWriter, encode_cells, row_groups
 from cellfluxrl.data.processes import process_map
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.data.splits import row_splitter
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import locked, write_whole
 
 ASIDE = ".partial"
 GO_ON = "the same command goes on"
@@ -81,18 +79,14 @@ def build_dataset(
     report = {
         "complete": False,
         "source": source_name,
-        "channel_names": list(source.channel_names),
-        "image_size": source.image_size,
-        "settings": source.settings,
         "split": {"scheme": split, "held_out": list(held_out)},
-        "plate_names": sorted(source.fields["plate"].unique()),
         "license": license,
+        **_described(source),
         "plates": {},
         "counts": [],
     }
     split_of = row_splitter(source.fields, split, report["split"]["held_out"])
-    folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder):
+    with locked(folder, f"another build is writing to {str(folder)!r}"):
         try:
             shutil.rmtree(folder / ASIDE, ignore_errors=True)  # of a build that was killed
             _take_up(folder, report)
@@ -107,6 +101,15 @@ def build_dataset(
             shutil.rmtree(folder / ASIDE, ignore_errors=True)
         _finish(folder, report, failed)
     return report
+
+
+def _described(source: Source) -> dict[str, Any]:
+    return {
+        "channel_names": list(source.channel_names),
+        "image_size": source.image_size,
+        "settings": source.settings,
+        "plate_names": sorted(source.fields["plate"].unique()),
+    }
 
 
 def _build_plates(
@@ -155,19 +158,6 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
     card = dataset_card(report)
     write_whole(folder / "README.md", lambda partial: partial.write_text(card, encoding="utf-8"))
     _save_report(folder, report)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise ValueError(f"another build is writing to {str(folder)!r}") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 # --- the folder and the report, by which a build goes on ---

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import time
@@ -16,6 +15,8 @@ import requests
 import urllib3
 from filelock import FileLock
 from tqdm.auto import tqdm
+
+from cellfluxrl.files import file_sha256
 
 ATTEMPTS = 5  # of one call, before it gives up on a connection that keeps breaking
 BACKOFF_SECONDS = 0.5  # doubled at every further attempt
@@ -133,15 +134,6 @@ def read_checksums(path: Path) -> dict[str, str]:
         if checksums.setdefault(name, digest) != digest:
             raise ValueError(f"{path}, line {number}: a second, different SHA-256 of {name!r}")
     return checksums
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, as 64 lower-case hexadecimal digits."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _verify(path: Path, sha256: str | None, what: str) -> None:

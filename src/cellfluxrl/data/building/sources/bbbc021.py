@@ -12,9 +12,8 @@ from cellfluxrl.data.building.bbbc021_index import read_index
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_plate
 from cellfluxrl.data.building.downloads import ArchiveError, download, read_checksums, verified_download
 from cellfluxrl.data.building.zip_archive import PlateArchive
-from cellfluxrl.data.cells import Cells, Map, PlateLog
+from cellfluxrl.data.cells import Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.schema import CHANNEL_NAMES
-from cellfluxrl.errors import unknown_name
 
 BASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021/"
 TABLES = ("BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "BBBC021_v1_compound.csv")
@@ -55,14 +54,10 @@ class PublishedArchives:
             found = [n for n in (name, f"{name}.gz") if (self.folder / n).is_file()]
             self._fetch(found[0] if found else name)
         index = read_index(self.folder)
-        known = sorted(set(index["plate"]))
-        for plate in plates or ():
-            if plate not in known:
-                raise unknown_name("plate", plate, known)
+        chosen = index["plate"].isin(chosen_plates(plates, index["plate"]))
         self.crop_settings = CropSettings(crop_size, crop_size if image_size is None else image_size, nucleus_diameter)
         self.channel_names = CHANNEL_NAMES
         self.image_size = self.crop_settings.image_size
-        chosen = index["plate"].isin(list(plates)) if plates else index["plate"].notna()
         if labelled_only:
             chosen &= index["moa"] != ""
         self.fields = index[chosen].sort_values(["plate", "well", "site"]).reset_index(drop=True)

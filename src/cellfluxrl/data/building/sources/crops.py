@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.building.normalization import normalize_plate
-from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog
+from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.splits import batch_of
@@ -38,11 +38,8 @@ class CropFolder:
 
     def __init__(self, data_dir: str | Path, plates: Sequence[str] | None = None, image_size: int | None = None):
         self.paths = _plate_files(data_dir)
-        for plate in plates or ():
-            if plate not in self.paths:
-                raise unknown_name("plate", plate, self.paths)
         tables, sizes = [], set()
-        for plate in plates or self.paths:
+        for plate in chosen_plates(plates, self.paths):
             arrays = _load(self.paths[plate])
             tables.append(_rows(plate, arrays, self.paths[plate]))
             sizes.add(arrays["image"].shape[1:3])

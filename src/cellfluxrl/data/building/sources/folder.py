@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +12,7 @@ from typing import Any
 import pandas as pd
 
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_plate
-from cellfluxrl.data.cells import Cells, Map, PlateLog
+from cellfluxrl.data.cells import Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.splits import PUBLISHED_SPLITS, batch_of
 from cellfluxrl.data.tables import (
@@ -28,6 +27,7 @@ from cellfluxrl.data.tables import (
     refuse,
 )
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import file_sha256
 
 PREFIX = "image_"
 REQUIRED = ("plate", "well", "site", "compound", "concentration")
@@ -85,7 +85,7 @@ class PlateFolder:
         )
         self.image_size = self.crop_settings.image_size
         self.settings = {
-            "table_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "table_sha256": file_sha256(path),
             "crop_size": crop_size,
             "image_size": self.image_size,
             "nucleus_diameter": nucleus_diameter,
@@ -199,11 +199,8 @@ def _image_file(cell: str, folder: Path) -> ImageFile:
 
 
 def _choose_plates(fields: pd.DataFrame, plates: Sequence[str] | None, control: str, path: Path) -> pd.DataFrame:
-    known = sorted(fields["plate"].unique())
-    for plate in plates or ():
-        if plate not in known:
-            raise unknown_name(f"plate (not in {path}):", plate, known)
-    chosen = fields[fields["plate"].isin(list(plates or known))].reset_index(drop=True)
+    names = chosen_plates(plates, fields["plate"], f" (not in {path}):")
+    chosen = fields[fields["plate"].isin(names)].reset_index(drop=True)
     has_control = chosen.groupby("plate")["is_control"].any()
     if not has_control.all():
         raise ValueError(f"{path}: plate {has_control.idxmin()!r} has no well with the control {control!r}")

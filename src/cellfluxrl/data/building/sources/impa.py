@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.building.bbbc021_index import read_index
-from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog
+from cellfluxrl.data.cells import ROW_COLUMNS, Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.splits import PUBLISHED_SPLITS
@@ -26,6 +25,7 @@ from cellfluxrl.data.tables import (
     refuse,
 )
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import file_sha256
 
 COLUMNS = ("SAMPLE_KEY", "BATCH", "CPD_NAME", "SMILES", "DOSE", "ANNOT", "STATE", "SPLIT")
 # Whether it is a control; pandas writes whole numbers as 1.0 where a column once had a gap.
@@ -75,14 +75,10 @@ class ImpaCrops:
         else:
             # Only the image is known: it stands for the well where wells must not be parted.
             cells = cells.assign(well=cells["field"], site=0, replicate=0)
-        known = sorted(cells["plate"].unique())
-        for plate in plates or ():
-            if plate not in known:
-                raise unknown_name(f"plate (not in {path}):", plate, known)
-        cells = cells[cells["plate"].isin(list(plates or known))]
+        cells = cells[cells["plate"].isin(chosen_plates(plates, cells["plate"], f" (not in {path}):"))]
         self.cells = cells.sort_values(["plate", "table_number", "image_number", "cell_id"]).reset_index(drop=True)
         self.fields = self.cells.drop_duplicates(["plate", "field", "split"]).reset_index(drop=True)
-        self.settings = {"table_sha256": {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in tables}}
+        self.settings = {"table_sha256": {p.name: file_sha256(p) for p in tables}}
 
     def read(
         self, plate: str, log: PlateLog, scratch: Path, map: Map = map, progress: Callable[[int], Any] = int
