@@ -11,12 +11,12 @@ import torch
 
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.paths import PathSample, draw_times
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, score_partly
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.task import Probes, Starts
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
-from cellfluxrl.training.pretrain import draw_times
 
 if TYPE_CHECKING:
     from cellfluxrl.training.rl import RLArguments
@@ -77,8 +77,7 @@ class CellTask:
         pairs = self.pairs.draw(count, generator)
         source = pairs.control + self.scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
         time = draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
-        noised = torch.lerp(source, pairs.treated, time[:, None, None, None])
-        return Probes(noised=noised, time=time, condition=self.conditions[pairs.condition])
+        return Probes(PathSample(source, pairs.treated, time).x_t, time, self.conditions[pairs.condition])
 
     def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
         # Infinity would become a pixel like any other.

@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from cellfluxrl.averaging import frozen_copy
+from cellfluxrl.flow.integration import integrate
 from cellfluxrl.rl.advantages import compute_advantages
 from cellfluxrl.rl.objectives import OBJECTIVES
 from cellfluxrl.rl.settings import RLSettings
 from cellfluxrl.rl.task import Probes, Starts
-from cellfluxrl.rl.trainer import PATIENCE, RLTrainer, integrate
+from cellfluxrl.rl.trainer import PATIENCE, RLTrainer
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 

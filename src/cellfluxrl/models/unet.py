@@ -20,8 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
-
-PREDICTION_TYPES = ("velocity", "target")
+from cellfluxrl.flow.paths import PREDICTION_TYPES
 
 CONDITION_NORMS = ("log1p", "unit_rms", "log1p_unit_rms")
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from cellfluxrl.flow.paths import PathSample, flow_matching_loss, per_sample
 from cellfluxrl.rl.advantages import Advantages
 
 NORMALIZER_FLOOR = 0.02
@@ -54,30 +55,25 @@ class Batch:
     Args:
         velocity, old_velocity, reference_velocity: `(N, ...)`; of the trained policy, of the sampling one and of the
             base, at x_t.
-        source: `(N, ...)`; x_0, fresh.
-        rollout: `(N, ...)`; x_1, the sample that was scored.
-        time: `(N,)`; t of x_t = (1 - t) x_0 + t x_1.
+        path: From fresh sources x_0 to the rollouts x_1 that were scored.
         preference: `(N,)`; see [`Selection`].
     """
 
     velocity: torch.Tensor
     old_velocity: torch.Tensor
     reference_velocity: torch.Tensor
-    source: torch.Tensor
-    rollout: torch.Tensor
-    time: torch.Tensor
+    path: PathSample
     preference: torch.Tensor
 
 
-def matching_error(velocity: torch.Tensor, batch: Batch) -> torch.Tensor:
+def matching_error(velocity: torch.Tensor, path: PathSample) -> torch.Tensor:
     """How far from the rollout a velocity leads: the mean square of x_t + (1 - t) v - x_1, in units of its own size.
 
     It is divided by its detached mean absolute value, as in DiffusionNFT, so that every rollout and time pulls about
     equally; that has a floor, because a black background would make it vanish. Shape `(N,)`.
     """
-    remaining = (1 - batch.time).view(-1, *[1] * (velocity.ndim - 1))
-    # x_t - x_1 = -(1 - t) (x_1 - x_0)
-    error = (remaining * (velocity - (batch.rollout - batch.source))).flatten(1)
+    # x_t - x_1 = -(1 - t) u
+    error = (per_sample(1 - path.t, velocity) * (velocity - path.velocity)).flatten(1)
     scale = error.detach().abs().mean(dim=1).clamp(min=NORMALIZER_FLOOR)
     return error.square().mean(dim=1) / scale
 
@@ -90,14 +86,14 @@ def nft_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     gradient is (2 r - 1) dE/dv, which does not depend on b.
     """
     b = settings.mixing_weight
-    positive = matching_error((1 - b) * batch.old_velocity + b * batch.velocity, batch)
-    negative = matching_error((1 + b) * batch.old_velocity - b * batch.velocity, batch)
+    positive = matching_error((1 - b) * batch.old_velocity + b * batch.velocity, batch.path)
+    negative = matching_error((1 + b) * batch.old_velocity - b * batch.velocity, batch.path)
     return (batch.preference * positive + (1 - batch.preference) * negative) / b
 
 
 def regression_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     """Flow matching of the rollouts as if they were data, each with its weight: w E(v), E the [`matching_error`]."""
-    return batch.preference * matching_error(batch.velocity, batch)
+    return batch.preference * matching_error(batch.velocity, batch.path)
 
 
 def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
@@ -112,9 +108,8 @@ def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     Returns:
         `(N,)`; that of its pair, for both rows.
     """
-    target = batch.rollout - batch.source
-    error = (batch.velocity - target).square().flatten(1).mean(dim=1)
-    reference = (batch.reference_velocity - target).square().flatten(1).mean(dim=1)
+    error = flow_matching_loss(batch.velocity, batch.path)
+    reference = flow_matching_loss(batch.reference_velocity, batch.path)
     first, second = (error - reference).view(-1, 2).unbind(dim=1)
     half = settings.dpo_beta / 2
     return (-F.logsigmoid(-half * (first - second)) / half).repeat_interleave(2)

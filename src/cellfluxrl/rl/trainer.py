@@ -16,6 +16,8 @@ from accelerate import Accelerator
 
 from cellfluxrl.averaging import frozen_copy, update_average
 from cellfluxrl.checkpoints import optimizer_tensors, restore_optimizer
+from cellfluxrl.flow.integration import integrate
+from cellfluxrl.flow.paths import PathSample
 from cellfluxrl.rl.advantages import Advantages, compute_advantages
 from cellfluxrl.rl.kl import controlled_kl_weight
 from cellfluxrl.rl.objectives import OBJECTIVES, Batch, Selection
@@ -64,23 +66,6 @@ class Rollouts:
     samples: torch.Tensor
     measured: dict[str, torch.Tensor]
     starts: Starts
-
-
-@torch.no_grad()
-def integrate(
-    model: torch.nn.Module,
-    scheduler: CellFluxFlowMatchScheduler,
-    source: torch.Tensor,
-    condition: torch.Tensor,
-    num_inference_steps: int,
-) -> torch.Tensor:
-    """Move `source` along the model's velocity from t = 0 to t = 1, without guidance."""
-    scheduler.set_timesteps(num_inference_steps, device=source.device)
-    sample = source
-    for t in scheduler.timesteps:
-        velocity = model(sample, t, condition, return_dict=False)[0].float()
-        sample = scheduler.step(velocity, t, sample, return_dict=False)[0]
-    return sample
 
 
 class RLTrainer:
@@ -292,19 +277,16 @@ class RLTrainer:
         parts = [slice(i, i + settings.train_batch_size) for i in range(0, len(rows), settings.train_batch_size)]
         sums = torch.zeros(3, device=device)
         for part in parts:
-            part_time, part_source = time[draws[part].cpu()].to(device), source[draws[part].cpu()].to(device)
-            rollout = rollouts[rows[part]]
-            t = part_time.view(-1, *[1] * (rollout.ndim - 1))
-            inputs = ((1 - t) * part_source + t * rollout, part_time, starts.condition[rows[part].cpu()].to(device))
+            drawn = draws[part].cpu()
+            path = PathSample(source[drawn].to(device), rollouts[rows[part]], time[drawn].to(device))
+            inputs = (path.x_t, path.t, starts.condition[rows[part].cpu()].to(device))
             with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.policy):
                 with self.accelerator.autocast():
                     velocity = self.policy(*inputs, return_dict=False)[0].float()
                     with torch.no_grad():
                         old_velocity = self.old(*inputs, return_dict=False)[0].float()
                         reference_velocity = self.reference(*inputs, return_dict=False)[0].float()
-                batch = Batch(
-                    velocity, old_velocity, reference_velocity, part_source, rollout, part_time, preference[part]
-                )
+                batch = Batch(velocity, old_velocity, reference_velocity, path, preference[part])
                 loss = objective.loss(batch, settings)
                 kl = (velocity - reference_velocity).square().flatten(1).mean(dim=1)
                 total = (share[part] * (loss + self.progress.kl_weight * kl)).sum()
