@@ -16,8 +16,7 @@ from cellfluxrl.hub.access import parse_card
 from cellfluxrl.hub.cards import RESULTS_SCHEMA, classifier_card, pipeline_card
 from cellfluxrl.hub.push import copy_records, kind_of
 from cellfluxrl.hub.records import read_record, write_record
-from cellfluxrl.training.pretrain_command import PretrainArguments
-from cellfluxrl.training.rl_command import RLArguments
+from cellfluxrl.training.options import PretrainArguments, RLArguments
 
 
 @pytest.fixture(scope="module")

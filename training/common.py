@@ -15,7 +15,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from cellfluxrl.arguments import SharedArguments
 from cellfluxrl.data.builders.bbbc021 import BBBC021
 from cellfluxrl.data.builders.simulated_cells import SimulatedCells
 from cellfluxrl.data.pairs import ControlTreatedPairs
@@ -23,6 +22,7 @@ from cellfluxrl.data.schema import image_shape
 from cellfluxrl.data.splits import resplit
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
+from cellfluxrl.training.options import SharedArguments
 
 logger = logging.getLogger(__name__)
 

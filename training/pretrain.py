@@ -37,7 +37,7 @@ from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.common import Log, conditions_of, encoder_of, load_cells, make_accelerator
 from cellfluxrl.training.condition_use import condition_use
-from cellfluxrl.training.pretrain_command import PretrainArguments, parse
+from cellfluxrl.training.options import PretrainArguments, parse_script
 from cellfluxrl.training.samples import save_sample_grid
 
 GRID_CONTROLS = 8  # columns of samples.png
@@ -258,7 +258,7 @@ def launch(args: PretrainArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    launch(parse(argv))
+    launch(parse_script(PretrainArguments, argv))
 
 
 if __name__ == "__main__":

@@ -66,18 +66,18 @@ def test_pretraining(run, options, losses):
 @pytest.mark.parametrize(
     ("options", "losses"),
     [
-        ((), [0.137678, 0.251115]),
-        (("--objective", "dpo", "--group_by", "condition", "--time_sampling", "discrete"), [0.00482, 0.04896]),
+        ("", [0.137678, 0.251115]),
+        ("--objective dpo --group_by condition --time_sampling discrete", [0.00482, 0.04896]),
         (
-            ("--reward_form", "deviation", "--reward_weights", "containment=1,roundness=2")
-            + ("--advantage_std", "per_reward", "--objective", "rwr"),
+            "--objective rwr --reward_form deviation --reward_weights containment=1,roundness=2 "
+            "--advantage_std per_reward",
             [0.154129, 0.220798],
         ),
     ],
     ids=["nft", "dpo", "rwr"],
 )
 def test_post_training(run, options, losses):
-    assert run("rl", "loss", *run.inputs, *options) == pytest.approx(losses, rel=1e-3)
+    assert run("rl", "loss", *run.inputs, *options.split()) == pytest.approx(losses, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,14 @@ from cellfluxrl.rl.objectives import (
     NORMALIZER_FLOOR,
     OBJECTIVES,
     Batch,
-    ObjectiveSettings,
     dpo_loss,
     matching_error,
     nft_loss,
     regression_loss,
 )
+from cellfluxrl.rl.settings import RLSettings
 
-DEFAULT = ObjectiveSettings()
+DEFAULT = RLSettings()
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ def test_the_nft_gradient_at_the_old_policy_is_that_of_the_derivation(batch):
     factor = (2 * batch.preference - 1) / scale / error[0].numel()
     expected = factor[:, None, None, None] * 2 * remaining(batch) * error
     for mixing_weight in (0.1, 0.5, 1.0, 2.0):
-        found = gradient(nft_loss, batch, ObjectiveSettings(mixing_weight=mixing_weight))
+        found = gradient(nft_loss, batch, RLSettings(mixing_weight=mixing_weight))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -134,7 +134,7 @@ def test_the_dpo_gradient_at_the_base_is_that_of_the_derivation(batch):
     sign = torch.tensor([1.0, -1.0] * 3)[:, None, None, None]
     expected = sign * 2 * (velocity - batch.path.velocity) / velocity[0].numel()
     for beta in (1.0, 40.0):
-        found = gradient(dpo_loss, batch, ObjectiveSettings(dpo_beta=beta), velocity=velocity)
+        found = gradient(dpo_loss, batch, RLSettings(dpo_beta=beta), velocity=velocity)
         torch.testing.assert_close(found, expected)
 
 
@@ -145,7 +145,7 @@ def test_a_pair_that_is_told_apart_well_costs_little_and_one_the_wrong_way_round
     right = replaced(batch, reference_velocity=reference, velocity=torch.where(first, target, target + 2))
     wrong = replaced(batch, reference_velocity=reference, velocity=torch.where(first, target + 2, target))
     # d is -1 for the row that is met and 3 for the one that is avoided.
-    settings = ObjectiveSettings(dpo_beta=1.0)
+    settings = RLSettings(dpo_beta=1.0)
     expected = 2 * torch.nn.functional.softplus(torch.tensor([-2.0, 2.0]))
     torch.testing.assert_close(dpo_loss(right, settings), expected[0].expand(6))
     torch.testing.assert_close(dpo_loss(wrong, settings), expected[1].expand(6))
@@ -172,7 +172,7 @@ def test_nft_trains_on_every_rollout_that_has_a_reward(advantages):
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_rwr_weights_by_the_exponential_of_the_advantage_within_the_group(advantages, temperature):
-    found = OBJECTIVES["rwr"].select(*advantages, ObjectiveSettings(temperature=temperature))
+    found = OBJECTIVES["rwr"].select(*advantages, RLSettings(temperature=temperature))
     assert found.rows.tolist() == [0, 1, 2, 3, 5]
     weight = dict(zip(found.rows.tolist(), found.preference.tolist(), strict=True))
     advantage = advantages[0].advantage.tolist()

@@ -14,10 +14,10 @@ from cellfluxrl.arguments import (
     add_json_option,
     argument_parser,
     option,
-    parse_arguments,
     run_subcommand,
 )
 from cellfluxrl.terminal import print_json
+from cellfluxrl.training.options import parse_arguments
 
 CONTACT_SHEET = "contact_sheet.png"
 
