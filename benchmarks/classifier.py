@@ -21,7 +21,6 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 
 from cellfluxrl import MoAClassifier
-from cellfluxrl.arguments import parse_arguments
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_uint8
@@ -29,6 +28,7 @@ from cellfluxrl.data.pairs import images_to_tensor
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
+from cellfluxrl.training.options import parse_arguments
 
 BATCH, BATCHES = 256, 8
 CONFIGS = files("cellfluxrl.training") / "configs"

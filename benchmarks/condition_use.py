@@ -53,10 +53,9 @@ def measure(trainer: Pretrainer, count: int) -> dict[str, float]:
     generator = seeded_generator(trainer.args.seed, "condition use")
     generators = [seeded_generator(trainer.args.seed, "condition use", i) for i in range(count)]
     batch = trainer.flow_batch(trainer.pairs.draw(count, generator), generators, 0.0)
-    velocity = batch.target - batch.source
-    predicted = trainer.average(batch.sample, batch.time, batch.condition, return_dict=False)[0]
-    use = condition_use(trainer.average, batch.sample, batch.time, batch.condition, velocity, generator)
-    return {"loss": float((predicted - velocity).square().mean()), **use}
+    predicted = trainer.average(batch.path.x_t, batch.path.t, batch.condition, return_dict=False)[0]
+    use = condition_use(trainer.average, batch.path, batch.condition, generator)
+    return {"loss": float((predicted - batch.path.velocity).square().mean()), **use}
 
 
 def mean_cosine(conditions: torch.Tensor, norm: str | None) -> float:

@@ -83,10 +83,10 @@ def measure(args: argparse.Namespace) -> dict[str, float]:
         accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
         weights = sum(p.numel() * p.element_size() for p in pipeline.unet.parameters())
         before = used()
-        trainer = rl.build_trainer(own, accelerator, cells, pipeline, suite)
-        built = used()
         logs = []
-        with rl.reward_workers(own, accelerator, suite) as trainer.task.workers:
+        with rl.reward_workers(own, accelerator, suite) as workers:
+            trainer = rl.build_trainer(own, accelerator, cells, pipeline, suite, workers)
+            built = used()
             for _ in range(args.iterations):
                 logs.append(trainer.step())
                 print(".", end="", file=sys.stderr, flush=True)

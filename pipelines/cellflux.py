@@ -11,10 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 from diffusers.utils import BaseOutput
 from PIL import Image
+from tqdm import tqdm
 
 from cellfluxrl.data.calibration import intensity_levels, match_levels
 from cellfluxrl.data.images import from_unit, to_pil, to_unit
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.integration import integration_steps
 from cellfluxrl.hub.mixin import HubPipelineMixin
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
@@ -24,6 +26,22 @@ from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
 OUTPUT_TYPES = ("pil", "np", "pt")
 DIRECTIONS = ("forward", "reverse")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How sources become images; each is an argument of [`CellFluxPipeline.__call__`], which says what it does."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    direction: str = "forward"
+    trajectory_times: Sequence[float] | None = None
+    return_trajectory: bool = False
+    batch_size: int = 64
+    batch_invariant: bool = False
+    callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict] | None = None
+    callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",)
 
 
 @dataclass
@@ -363,20 +381,19 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
 
         # 4. Integrate and convert
         self._interrupt = False
-        generated, trajectory = self._integrate(
-            source,
-            condition,
+        sampling = Sampling(
             num_inference_steps,
             guidance_scale,
-            guidance_interval=guidance_interval,
-            return_trajectory=return_trajectory,
-            batch_size=batch_size,
-            callback_on_step_end=callback_on_step_end,
-            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
-            trajectory_times=trajectory_times,
-            direction=direction,
-            batch_invariant=batch_invariant,
+            guidance_interval,
+            direction,
+            trajectory_times,
+            return_trajectory,
+            batch_size,
+            batch_invariant,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
         )
+        generated, trajectory = self._integrate(source, condition, sampling)
         evaluations = None if self.interrupt else self._count_evaluations(guidance_scale, guidance_interval)
         self.maybe_free_model_hooks()
         output = CellFluxPipelineOutput(
@@ -387,55 +404,52 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return output if return_dict else output.to_tuple()
 
     def _integrate(
-        self,
-        source: torch.Tensor,
-        condition: torch.Tensor | None,
-        num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
-        return_trajectory: bool = False,
-        batch_size: int = 64,
-        callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
-        trajectory_times: Sequence[float] | None = None,
-        direction: str = "forward",
-        batch_invariant: bool = False,
+        self, source: torch.Tensor, condition: torch.Tensor | None, sampling: Sampling
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Images and trajectories from the states at the start of the grid, `batch_size` at a time."""
-        num_images, device = len(source), source.device
-        if batch_invariant:
+        num_images, batch_size = len(source), sampling.batch_size
+        if sampling.batch_invariant:
             source, condition = _filled_up(source, batch_size), _filled_up(condition, batch_size)
         samples = source.split(batch_size)
         conditions = [None] * len(samples) if condition is None else condition.split(batch_size)
-        self._lay_grid(num_inference_steps, device, direction, trajectory_times)
+        self._lay_grid(sampling, source.device)
         images, trajectories = [], []
         with self.progress_bar(total=len(samples) * len(self.scheduler.timesteps)) as progress:
             for sample, own_condition in zip(samples, conditions, strict=True):
-                self._lay_grid(num_inference_steps, device, direction, trajectory_times)
-                guided = self._guided_evaluations(guidance_interval)
-                states = [sample]
-                for i, t in enumerate(self.scheduler.timesteps):
-                    if self.interrupt:
-                        break
-                    scale = guidance_scale if guided[i] else 1
-                    velocity = self._guided_velocity(sample, t, own_condition, scale)
-                    sample = self.scheduler.step(velocity, t, sample, return_dict=False)[0]
-                    if callback_on_step_end is not None:
-                        tensors = {"sample": sample, "condition": own_condition}
-                        given = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                        changed = callback_on_step_end(self, i, t, given) or {}
-                        sample, own_condition = (changed.get(name, value) for name, value in tensors.items())
-                    if return_trajectory and (i + 1) % self.scheduler.order == 0:
-                        states.append(sample)
-                    progress.update()
-                images.append(sample)
-                if trajectory_times is not None and not self.interrupt:
-                    trajectories.append(self.scheduler.readout())
-                elif return_trajectory and not self.interrupt:
-                    trajectories.append(torch.stack(states))
-        complete = trajectories and not self.interrupt
+                image, trajectory = self._integrate_batch(sample, own_condition, sampling, progress)
+                images.append(image)
+                trajectories.append(trajectory)
+        complete = not self.interrupt and trajectories[0] is not None
         trajectory = torch.cat(trajectories, dim=1)[:, :num_images].float() if complete else None
         return torch.cat(images)[:num_images].float().clamp(-1, 1), trajectory
+
+    def _integrate_batch(
+        self, sample: torch.Tensor, condition: torch.Tensor | None, sampling: Sampling, progress: tqdm
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        if self.interrupt:
+            return sample, None
+        self._lay_grid(sampling, sample.device)
+        scales = iter(self._guidance_scales(sampling.guidance_scale, sampling.guidance_interval))
+        states = [sample]
+
+        def velocity(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return self._guided_velocity(sample, t, condition, next(scales))
+
+        for i, state in enumerate(integration_steps(velocity, self.scheduler, sample)):
+            if sampling.callback_on_step_end is not None:
+                tensors = {"sample": state.sample, "condition": condition}
+                given = {name: tensors[name] for name in sampling.callback_on_step_end_tensor_inputs}
+                changed = sampling.callback_on_step_end(self, i, self.scheduler.timesteps[i], given) or {}
+                state.sample, condition = (changed.get(name, value) for name, value in tensors.items())
+            sample = state.sample
+            if sampling.return_trajectory and (i + 1) % self.scheduler.order == 0:
+                states.append(sample)
+            progress.update()
+            if self.interrupt:
+                return sample, None
+        if sampling.trajectory_times is not None:
+            return sample, self.scheduler.readout()
+        return sample, torch.stack(states) if sampling.return_trajectory else None
 
     def evaluations_of(
         self,
@@ -451,13 +465,12 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         Args:
             num_inference_steps, guidance_scale, guidance_interval: As in [`__call__`].
         """
-        self._lay_grid(num_inference_steps, torch.device("cpu"), "forward", None)
+        self._lay_grid(Sampling(num_inference_steps, guidance_scale), torch.device("cpu"))
         return self._count_evaluations(guidance_scale, guidance_interval)
 
     def _count_evaluations(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> int:
         """Of one sample on the grid that is laid."""
-        guided = sum(self._guided_evaluations(guidance_interval)) if guidance_scale != 1 else 0
-        return len(self.scheduler.timesteps) + guided
+        return sum(1 if scale == 1 else 2 for scale in self._guidance_scales(guidance_scale, guidance_interval))
 
     def interpolate(
         self,
@@ -514,19 +527,19 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         # One by one: shaping the noise is a matrix product, whose rounding depends on the number of rows.
         return torch.cat([draw((1, *shape[1:]), [own], device, dtype) for own in generator])
 
-    def _lay_grid(
-        self, num_inference_steps: int, device: torch.device, direction: str, trajectory_times: Sequence[float] | None
-    ) -> None:
+    def _lay_grid(self, sampling: Sampling, device: torch.device) -> None:
         options: dict[str, Any] = {}  # only what is asked for, so that a simpler scheduler can be swapped in
-        if direction == "reverse":
+        if sampling.direction == "reverse":
             options["reverse"] = True
-        if trajectory_times is not None:
-            options["readout_times"] = trajectory_times
-        self.scheduler.set_timesteps(num_inference_steps, device=device, **options)
+        if sampling.trajectory_times is not None:
+            options["readout_times"] = sampling.trajectory_times
+        self.scheduler.set_timesteps(sampling.num_inference_steps, device=device, **options)
 
-    def _guided_evaluations(self, guidance_interval: tuple[float, float]) -> list[bool]:
+    def _guidance_scales(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> list[float]:
+        """The scale at each evaluation of the grid that is laid: 1, no guidance, outside of the interval."""
         low, high = guidance_interval
-        return ((self.scheduler.timesteps >= low) & (self.scheduler.timesteps <= high)).tolist()
+        guided = ((self.scheduler.timesteps >= low) & (self.scheduler.timesteps <= high)).tolist()
+        return [guidance_scale if is_guided else 1 for is_guided in guided]
 
     def _guided_velocity(
         self, sample: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None, guidance_scale: float

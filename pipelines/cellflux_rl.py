@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.integration import solve
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
@@ -18,6 +19,7 @@ from cellfluxrl.pipelines.cellflux import (
     OUTPUT_TYPES,
     CellFluxPipeline,
     CellFluxPipelineOutput,
+    Sampling,
     convert_images,
 )
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
@@ -288,7 +290,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             group = wanted.part(start, start + per_group)
             if search is None:
                 condition = group.conditions(group.count)
-                candidates, trajectory = self._integrate(self._sources(group), condition, **settings)
+                candidates, trajectory = self._integrate(self._sources(group), condition, Sampling(**settings))
                 scores = score_candidates(self.rewards, candidates, group.moas)
             else:
                 draw = self._steered if search == "steer" else self._searched
@@ -341,7 +343,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         def generate(noise: torch.Tensor) -> torch.Tensor:
             count = len(noise) // len(wanted.moas)
             source = wanted.control.repeat_interleave(count, dim=0) + noise
-            return self._integrate(source, wanted.conditions(count), **settings)[0]
+            return self._integrate(source, wanted.conditions(count), Sampling(**settings))[0]
 
         def score(images: torch.Tensor) -> torch.Tensor:
             rounds.append(score_candidates(self.rewards, images, wanted.moas))
@@ -357,21 +359,22 @@ class CellFluxRLPipeline(CellFluxPipeline):
         self, wanted: _Wanted, reward: str, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
     ) -> tuple[torch.Tensor, CandidateScores]:
         """Candidates that were resampled along the trajectory."""
-        condition, batch_size = wanted.conditions(wanted.count), settings.get("batch_size", 64)
-        self._lay_grid(settings["num_inference_steps"], wanted.control.device, "forward", None)
-        guided = self._guided_evaluations(settings.get("guidance_interval", (0.0, 1.0)))
-        scales = [settings["guidance_scale"] if is_guided else 1 for is_guided in guided]
-        evaluations = iter(zip(self.scheduler.timesteps, scales, strict=True))
+        condition, sampling = wanted.conditions(wanted.count), Sampling(**settings)
+        self._lay_grid(sampling, wanted.control.device)
+        timesteps = iter(self.scheduler.timesteps)
+        scales = iter(self._guidance_scales(sampling.guidance_scale, sampling.guidance_interval))
+
+        def velocity(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            scale, samples = next(scales), sample.split(sampling.batch_size)
+            conditions = [None] * len(samples) if condition is None else condition.split(sampling.batch_size)
+            return torch.cat(
+                [self._guided_velocity(x, t, own, scale) for x, own in zip(samples, conditions, strict=True)]
+            )
 
         def advance(sample: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            for t, scale in islice(evaluations, (len(part) - 1) * self.scheduler.order):
-                states = sample.split(batch_size)
-                conditions = [None] * len(states) if condition is None else condition.split(batch_size)
-                velocities = [
-                    self._guided_velocity(state, t, own, scale) for state, own in zip(states, conditions, strict=True)
-                ]
-                sample, target = self.scheduler.step(torch.cat(velocities), t, sample, return_dict=False)
-            return sample, target
+            evaluations = islice(timesteps, (len(part) - 1) * self.scheduler.order)
+            state = solve(velocity, self.scheduler, sample, evaluations)
+            return state.sample, state.target
 
         def score(targets: torch.Tensor) -> torch.Tensor:
             seen = targets.float().clamp(-1, 1)

@@ -13,6 +13,8 @@ from itertools import pairwise
 
 import torch
 
+from cellfluxrl.flow.paths import PathSample, per_sample
+
 MINIMUM_ROUND = 4  # with fewer neighbours in a round, as many independent samples find more
 
 Score = Callable[[torch.Tensor], torch.Tensor]
@@ -137,8 +139,7 @@ def steer(
         parent = (first + parent).flatten()
         sample = sample[parent]
         if len(copies):
-            time = float(part[-1])
-            sample[copies] = (1 - time) * draw_source(copies) + time * target[parent[copies]]
+            sample[copies] = PathSample(draw_source(copies), target[parent[copies]], part[-1].double()).x_t
         if on_resample is not None:
             on_resample(parent, copied)
     return advance(sample, parts[-1])[0]
@@ -217,7 +218,7 @@ def search_noise(
             best_noise, best_score = noise[rows], scores
         else:
             better = scores > best_score
-            best_noise = torch.where(better.view(-1, *[1] * (noise.ndim - 1)), noise[rows], best_noise)
+            best_noise = torch.where(per_sample(better, noise), noise[rows], best_noise)
             best_score = torch.where(better, scores, best_score)
         samples.append(generated.unflatten(0, (-1, count)))
     return torch.cat(samples, dim=1).flatten(0, 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,6 +80,7 @@ def score_partly(
     moa: Sequence[str],
     form: str = "deviation",
     groups: torch.Tensor | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The scores of images that were measured before: what `suite(images, moa, form, groups)` would have given.
 
@@ -87,6 +88,7 @@ def score_partly(
         suite: The one that they were measured for.
         seen: Of N images.
         moa, form, groups: As in [`RewardSuite.forward`].
+        weights: As in [`RewardSuite.score`].
 
     Returns:
         Each reward and `"combined"`, of shape `(N,)`; NaN for images that failed, which their groups are scored
@@ -99,7 +101,7 @@ def score_partly(
         values = seen.measured.values.cpu()[rows].to(suite.device)
         own = {name: score.cpu()[rows].to(suite.device) for name, score in seen.measured.scores.items()}
         groups = None if groups is None else groups.cpu()[rows]
-        scores = suite.score(Measured(values, own, {}), [moa[i] for i in rows.tolist()], form, groups)
+        scores = suite.score(Measured(values, own, {}), [moa[i] for i in rows.tolist()], form, groups, weights)
         for name, score in scores.items():
             result[name][rows.to(suite.device)] = score
     return result

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -395,18 +395,28 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         return measured
 
     def score(
-        self, measured: Measured, moa: Sequence[str], form: str = "deviation", groups: torch.Tensor | None = None
+        self,
+        measured: Measured,
+        moa: Sequence[str],
+        form: str = "deviation",
+        groups: torch.Tensor | None = None,
+        weights: Mapping[str, float] | None = None,
     ) -> dict[str, torch.Tensor]:
-        """Rewards of what was measured; arguments, result and errors are those of the call of the suite."""
+        """Rewards of what was measured; arguments, result and errors are those of the call of the suite.
+
+        Args:
+            weights: Of the rewards in `"combined"`, in place of the suite's own.
+        """
         if form not in FORMS:
             raise unknown_name("reward form", form, FORMS)
         index = self.classifier.class_indices(moa).to(self.device)
         scaled = self.standardise(measured, moa)
         deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
         result = {reward.name: deviation[reward.name].clone() for reward in self.rewards}  # the energy form overwrites
-        result["combined"] = sum(self.weights[name] * result[name] for name in self.weights)
+        weights = self.weights if weights is None else weights
+        result["combined"] = sum(weight * result[name] for name, weight in weights.items())
         if form == "energy":
-            self._to_energy(result, scaled, measured.values.isfinite().all(dim=1), index, groups)
+            self._to_energy(result, scaled, measured.values.isfinite().all(dim=1), index, groups, weights)
         return result
 
     def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
@@ -514,6 +524,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         whole: torch.Tensor,
         index: torch.Tensor,
         groups: torch.Tensor | None,
+        weights: Mapping[str, float],
     ) -> None:
         """Replace the scores of all images that have others in their group by the energy form."""
         groups = (index if groups is None else groups).to(index.device)
@@ -533,7 +544,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
         for k, name in enumerate(self.statistic_names):
             energy([k], scores[name])
-        weighted = [k for k, name in enumerate(self.statistic_names) if self.weights[name] > 0]
+        weighted = [k for k, name in enumerate(self.statistic_names) if weights[name] > 0]
         if not weighted:
             return
         combined = scores["combined"]
@@ -541,8 +552,8 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         # Once each: a reward that is largest at its extreme, not at the real distribution, keeps pulling when the
         # others are matched, and by its weight, over ten times as strongly, it would decide what is learnt then.
         replaced = compared | alone
-        for name in set(self.weights) - set(self.statistic_names):
-            if self.weights[name] > 0:
+        for name in set(weights) - set(self.statistic_names):
+            if weights[name] > 0:
                 combined[replaced] += scores[name][replaced]
 
     def check_batch(self, images: Any, moa: Sequence[str], pixel_size: float | None = None) -> None:

@@ -1,16 +1,30 @@
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Literal
 
 import pytest
 
-from cellfluxrl.arguments import SharedArguments, option, parse_arguments
+from cellfluxrl.arguments import RunArguments, argument_parser, check_choices, option, option_group, parse_arguments
 
 
 @dataclass
-class Arguments(SharedArguments):
+class Shared(RunArguments):
+    image_size: int = option(48, "an integer")
+    data_dir: str | None = option(None, "an optional text")
+    test_plates: list[str] | None = option(None, "an optional list")
+
+
+LAYOUT = {"sections": ("pretrain", "moa", "demo"), "shared": {f.name for f in fields(Shared)} | {"of_another_script"}}
+sizes = option_group("sizes")
+
+
+@dataclass
+class Arguments(Shared):
+    kind: Literal["nft", "rwr"] = option("nft", "one of several")
+    limit_kind: Literal["hard", "soft"] | None = sizes(None, "one of several, or none")
     learning_rate: float = option(1e-3, "a float")
     max_train_steps: int = option(10, "an integer")
     shuffle: bool = option(False, "a switch")
-    limit: float | None = option(None, "an optional float")
+    limit: float | None = sizes(None, "an optional float")
 
 
 @pytest.fixture
@@ -22,7 +36,7 @@ def parse(tmp_path):
             path = tmp_path / "config.yaml"
             path.write_text(yaml)
             argv = ("--config", str(path), *argv)
-        return parse_arguments(Arguments, "rl", "A test.", list(argv))
+        return parse_arguments(Arguments, "rl", "A test.", list(argv), **LAYOUT)
 
     return run
 
@@ -112,6 +126,45 @@ def test_lists_come_from_both_sides(parse):
     assert parse("--test_plates", "c", yaml="test_plates: [a, b]").test_plates == ["c"]
 
 
+def test_what_other_scripts_share_is_passed_over(parse):
+    assert parse(yaml="of_another_script: 1") == Arguments()
+
+
+@pytest.mark.parametrize("argv", [("--kind", "rwr"), ("--kind=rwr", "--limit_kind", "soft")])
+def test_one_of_several_is_taken(parse, argv):
+    assert parse(*argv).kind == "rwr"
+    assert parse(yaml="rl: {kind: rwr, limit_kind: null}").kind == "rwr"
+
+
+@pytest.mark.parametrize(
+    ("argv", "yaml", "message"),
+    [
+        (("--kind", "nfft"), None, "unknown kind 'nfft'; did you mean 'nft'"),
+        ((), "rl: {kind: dpo}", "unknown kind 'dpo'; 2 known: nft, rwr"),
+        ((), "rl: {kind: null}", "kind must be str, got None"),
+        (("--limit_kind", "sooft"), None, "unknown limit_kind 'sooft'; did you mean 'soft'"),
+    ],
+)
+def test_another_one_is_refused_with_the_nearest(parse, argv, yaml, message):
+    with pytest.raises(ValueError, match=message):
+        parse(*argv, yaml=yaml)
+
+
+def test_choices_are_checked_where_no_command_line_is_read():
+    check_choices(Arguments(kind="rwr", limit_kind=None))
+    with pytest.raises(ValueError, match="unknown kind None"):
+        check_choices(Arguments(kind=None))
+
+
+def test_help_shows_choices_and_groups():
+    text = argument_parser(Arguments, "test", "A test.").format_help()
+    options, _, of_sizes = text.partition("\nsizes:\n")
+    assert "--kind {nft,rwr}" in options
+    assert "\nrun:\n" in options
+    assert "--limit " in of_sizes
+    assert "--limit_kind {hard,soft}" in of_sizes
+
+
 def test_optional_values_can_be_null(parse):
     assert parse(yaml="data_dir: null\nrl: {limit: null}") == Arguments()
     assert parse(yaml="rl: {limit: 2}").limit == 2.0
@@ -131,7 +184,7 @@ def test_mistakes_on_the_command_line_end_with_usage(parse, capsys, argv):
 
 def test_lists_given_as_defaults_are_not_shared():
     @dataclass
-    class WithList(SharedArguments):
+    class WithList(RunArguments):
         names: list[str] = option(["a"], "a list")
 
     first = parse_arguments(WithList, "rl", "A test.", [])

@@ -18,8 +18,7 @@ from cellfluxrl.hub.cards import parse_card
 from cellfluxrl.hub.push import copy_records
 from cellfluxrl.models.card import classifier_card
 from cellfluxrl.pipelines.card import RESULTS_SCHEMA, pipeline_card
-from cellfluxrl.training.pretrain_command import PretrainArguments
-from cellfluxrl.training.rl_command import RLArguments
+from cellfluxrl.training.options import PretrainArguments, RLArguments
 
 
 @pytest.fixture(scope="module")

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.paths import PathSample, draw_times
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, score_partly
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.task import Probes, Starts
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
-from cellfluxrl.training.pretrain import draw_times
-
-if TYPE_CHECKING:
-    from cellfluxrl.training.rl import RLArguments
-
-TIME_SAMPLINGS = ("continuous", "discrete")
+from cellfluxrl.training.options import RLArguments
 
 
 class CellTask:
@@ -30,7 +24,7 @@ class CellTask:
     Args:
         pairs: The training cells; rollouts start from their controls.
         conditions: `(K, D)`; encoded compound of each row of `pairs.conditions`.
-        suite: Scores the rollouts; may be replaced between iterations.
+        suite: Scores the rollouts.
         scheduler: Draws the source noise, and has the discrete times.
         args: Sizes of an iteration and the form of the reward.
         workers: Processes that measure the rollouts; without, this one does.
@@ -77,8 +71,7 @@ class CellTask:
         pairs = self.pairs.draw(count, generator)
         source = pairs.control + self.scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
         time = draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
-        noised = torch.lerp(source, pairs.treated, time[:, None, None, None])
-        return Probes(noised=noised, time=time, condition=self.conditions[pairs.condition])
+        return Probes(PathSample(source, pairs.treated, time).x_t, time, self.conditions[pairs.condition])
 
     def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
         # Infinity would become a pixel like any other.
@@ -89,9 +82,11 @@ class CellTask:
         pending = self.workers.submit(images, moa)
         return lambda: pending.result().tensors()
 
-    def score(self, measured: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def score(
+        self, measured: dict[str, torch.Tensor], labels: torch.Tensor, weights: Mapping[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
         seen = PartlyMeasured.from_tensors(measured)
-        return score_partly(self.suite, seen, self.moas_of(labels), self.args.reward_form)
+        return score_partly(self.suite, seen, self.moas_of(labels), self.args.reward_form, weights=weights)
 
     def moas_of(self, labels: torch.Tensor) -> list[str]:
         """The MoA of each label, which is a row of `pairs.conditions`."""
@@ -122,10 +117,3 @@ def parse_reward_weights(text: str, names: Sequence[str]) -> dict[str, float]:
     if not any(weights.values()):
         raise ValueError(f"reward_weights {text!r} leave no reward")
     return weights
-
-
-def with_weights(suite: RewardSuite, weights: Mapping[str, float] | None) -> RewardSuite:
-    """The same suite with other weights; the one that is given stays as it is."""
-    suite = copy.copy(suite)
-    suite.weights = dict(weights or suite.weights)
-    return suite

@@ -14,11 +14,11 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from cellfluxrl.arguments import SharedArguments
 from cellfluxrl.data import loading
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.files import write_whole
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
+from cellfluxrl.training.options import SharedArguments
 
 
 def load_cells(args: SharedArguments) -> datasets.DatasetDict:

@@ -1,16 +1,18 @@
 """How much a velocity network listens to the compound."""
 
+from __future__ import annotations
+
 import torch
 import torch.nn.functional as F
+
+from cellfluxrl.flow.paths import PathSample
 
 
 @torch.no_grad()
 def condition_use(
     model: torch.nn.Module,
-    sample: torch.Tensor,
-    time: torch.Tensor,
+    path: PathSample,
     condition: torch.Tensor,
-    velocity: torch.Tensor,
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Swap the compound and compare.
@@ -20,9 +22,9 @@ def condition_use(
 
     Args:
         model: A velocity network as [`CellFluxUNet2DModel`].
-        sample, time: `(N, C, H, W)` and `(N,)`; points on the paths.
+        path: N points on the paths.
         condition: `(N, D)`; the true conditions.
-        velocity: `(N, C, H, W)`; the true velocities.
+        generator: Which compound takes whose place.
 
     Returns:
         `swapped_cosine`, the mean cosine between the velocities under the true and a swapped compound (1: the compound
@@ -33,9 +35,9 @@ def condition_use(
     swapped, rows = condition[order], changed
     if not changed.any():
         swapped, rows = None, torch.ones_like(changed)
-    true = model(sample, time, condition, return_dict=False)[0].flatten(1)[rows]
-    other = model(sample, time, swapped, return_dict=False)[0].flatten(1)[rows]
-    target = velocity.flatten(1)[rows]
+    true = model(path.x_t, path.t, condition, return_dict=False)[0].flatten(1)[rows]
+    other = model(path.x_t, path.t, swapped, return_dict=False)[0].flatten(1)[rows]
+    target = path.velocity.flatten(1)[rows]
     loss = (true - target).square().mean()
     return {
         "swapped_cosine": float(F.cosine_similarity(true, other).mean()),

@@ -17,7 +17,6 @@ import datasets
 import torch
 from accelerate import Accelerator
 
-from cellfluxrl.arguments import SharedArguments, parse_arguments
 from cellfluxrl.assets import SHIPPED_BASE
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.data.pairs import ControlTreatedPairs, images_to_tensor
@@ -42,6 +41,7 @@ from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa, pretrain, rl
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
 from cellfluxrl.training.demo_command import DemoArguments, main
+from cellfluxrl.training.options import SharedArguments, parse_arguments
 
 CANDIDATES = 4
 STAGE_FOLDERS = ("base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline")

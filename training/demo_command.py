@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 
-from cellfluxrl.arguments import CommandParser, SharedArguments, argument_parser, option, parse_arguments
+from cellfluxrl.arguments import CommandParser, argument_parser, option
 from cellfluxrl.terminal import print_json
+from cellfluxrl.training.options import SharedArguments, parse_arguments
 
 CONFIGS = files("cellfluxrl.training") / "configs"
 

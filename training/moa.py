@@ -29,7 +29,7 @@ from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.terminal import print_json
 from cellfluxrl.training.common import Log, load_labelled_cells, make_accelerator
-from cellfluxrl.training.moa_command import MoAArguments, parse
+from cellfluxrl.training.options import MoAArguments, parse_script
 
 logger = logging.getLogger(__name__)
 
@@ -291,7 +291,7 @@ def launch(args: MoAArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    launch(parse(argv))
+    launch(parse_script(MoAArguments, argv))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ import itertools
 import math
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from cellfluxrl.checkpoints import (
     update_average,
 )
 from cellfluxrl.data.calibration import control_levels
-from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch, vary_brightness
+from cellfluxrl.data.pairs import ControlTreatedPairs, PairBatch
 from cellfluxrl.data.records import write_record
+from cellfluxrl.flow.batches import FlowBatch, draw_flow_batch
+from cellfluxrl.flow.paths import flow_matching_loss
 from cellfluxrl.hub.arguments import hub_repository, publish_run
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
@@ -37,62 +38,10 @@ from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.common import Log, conditions_of, encoder_of, load_cells, make_accelerator
 from cellfluxrl.training.condition_use import condition_use
-from cellfluxrl.training.pretrain_command import PretrainArguments, parse
+from cellfluxrl.training.options import PretrainArguments, parse_script
 from cellfluxrl.training.samples import save_sample_grid
 
 GRID_CONTROLS = 8  # columns of samples.png
-
-
-@dataclass(frozen=True)
-class FlowBatch:
-    """Points on the paths from control to treated: x_t at time t, with velocity target - source."""
-
-    sample: torch.Tensor
-    time: torch.Tensor
-    source: torch.Tensor
-    target: torch.Tensor
-    condition: torch.Tensor
-    condition_mask: torch.Tensor
-
-    def to(self, device: torch.device) -> FlowBatch:
-        return FlowBatch(**{name: value.to(device) for name, value in vars(self).items()})
-
-
-def draw_times(count: int, generator: torch.Generator, mean: float = 1.2, std: float = 1.2) -> torch.Tensor:
-    """Training times t = sigmoid(N(mean, std)); the defaults, with a mean t of 0.72, are CellFlux's."""
-    return torch.sigmoid(mean + std * torch.randn(count, generator=generator))
-
-
-def draw_flow_batch(
-    pairs: PairBatch,
-    condition: torch.Tensor,
-    scheduler: CellFluxFlowMatchScheduler,
-    generators: list[torch.Generator],
-    source_noise_probability: float = 1.0,
-    condition_dropout: float = 0.0,
-    time_logit_mean: float = 1.2,
-    time_logit_std: float = 1.2,
-    control_gain: float = 0.0,
-) -> FlowBatch:
-    """Draw noise, time, condition dropout and the control's brightness for each pair, from its own generator."""
-    noise = scheduler.sample_source_noise(tuple(pairs.control.shape), generators)
-    noise_draw, dropout_draw = torch.stack([torch.rand(2, generator=g) for g in generators], dim=1)
-    time = torch.cat([draw_times(1, g, time_logit_mean, time_logit_std) for g in generators])
-    control = vary_brightness(pairs.control, control_gain, generators)
-    source = control + noise * (noise_draw < source_noise_probability)[:, None, None, None]
-    t = time[:, None, None, None]
-    sample = (1 - t) * source + t * pairs.treated
-    return FlowBatch(sample, time, source, pairs.treated, condition, dropout_draw >= condition_dropout)
-
-
-def flow_matching_loss(model: torch.nn.Module, batch: FlowBatch, prediction_type: str) -> torch.Tensor:
-    """Mean squared error of the velocity, or of the treated sample for a network that predicts it; shape (N,)."""
-    velocity = model(batch.sample, batch.time, batch.condition, batch.condition_mask, return_dict=False)[0].float()
-    error = velocity - (batch.target - batch.source)
-    if prediction_type == "target":
-        remaining = (1 - batch.time).clamp(min=0.1)[:, None, None, None]
-        error = batch.sample + remaining * velocity - batch.target
-    return error.square().flatten(1).mean(1)
 
 
 def build_model(
@@ -165,7 +114,7 @@ class Pretrainer:
         return draw_flow_batch(
             pairs,
             self.conditions[pairs.condition],
-            self.scheduler,
+            self.scheduler.sample_source_noise,
             generators,
             args.source_noise_probability,
             condition_dropout,
@@ -184,7 +133,9 @@ class Pretrainer:
         batch = self.flow_batch(pairs, generators, args.condition_dropout)
         torch.manual_seed(args.seed + 1_000_003 * (self.done + 1) + rank)  # the network's dropout
         with accelerator.autocast():
-            loss = flow_matching_loss(self.model, batch, self.unet.config.prediction_type).mean()
+            inputs = batch.path.x_t, batch.path.t, batch.condition, batch.condition_mask
+            velocity = self.model(*inputs, return_dict=False)[0].float()
+            loss = flow_matching_loss(velocity, batch.path, self.unet.config.prediction_type).mean()
         accelerator.backward(loss)
         grad_norm = accelerator.clip_grad_norm_(self.model.parameters(), args.max_grad_norm)
         self.optimizer.step()
@@ -199,8 +150,7 @@ class Pretrainer:
         generator = seeded_generator(self.args.seed, "condition use")
         generators = [seeded_generator(self.args.seed, "condition use", i) for i in range(256)]
         batch = self.flow_batch(self.pairs.draw(256, generator), generators, 0.0)
-        velocity = batch.target - batch.source
-        return condition_use(self.average, batch.sample, batch.time, batch.condition, velocity, generator)
+        return condition_use(self.average, batch.path, batch.condition, generator)
 
     def save_samples(self) -> None:
         """Write samples.png: controls, and what the averaged network makes of them."""
@@ -309,7 +259,7 @@ def launch(args: PretrainArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    launch(parse(argv))
+    launch(parse_script(PretrainArguments, argv))
 
 
 if __name__ == "__main__":

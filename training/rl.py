@@ -19,26 +19,22 @@ from cellfluxrl.checkpoints import find_checkpoint, frozen_copy, load_checkpoint
 from cellfluxrl.data.calibration import control_levels
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.data.records import write_record
-from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.arguments import hub_repository, publish_run
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
-from cellfluxrl.rewards.suite import FORMS, RewardSuite
+from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.curriculum import check_curriculum, overrides_at
 from cellfluxrl.rl.interrupt import Interrupt, Interrupted
 from cellfluxrl.rl.lora import add_lora, merged
 from cellfluxrl.rl.monitor import Monitor
-from cellfluxrl.rl.settings import RLSettings
 from cellfluxrl.rl.trainer import RLTrainer
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
-from cellfluxrl.training.cell_task import TIME_SAMPLINGS, CellTask, parse_reward_weights, with_weights
+from cellfluxrl.training.cell_task import CellTask, parse_reward_weights
 from cellfluxrl.training.common import Log, conditions_of, load_labelled_cells, make_accelerator
-from cellfluxrl.training.rl_command import RLArguments, parse
+from cellfluxrl.training.options import RLArguments, parse_script
 from cellfluxrl.training.watch import make_monitor, save_samples, watch
-
-GROUP_BY = ("control", "condition")
 
 
 def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
@@ -48,33 +44,14 @@ def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
     return RewardSuite.fit(cells["train"], MoAClassifier.from_pretrained(args.classifier), seed=args.seed)
 
 
-def check_arguments(args: RLArguments) -> None:
-    """Refuse what can be refused before anything is loaded.
-
-    Raises:
-        ValueError: For a word that is not known, or a number that leaves nothing to do.
-    """
-    for name, allowed in (("reward_form", FORMS), ("group_by", GROUP_BY), ("time_sampling", TIME_SAMPLINGS)):
-        if getattr(args, name) not in allowed:
-            raise unknown_name(name, getattr(args, name), allowed)
-    for name in ("conditions_per_step", "controls_per_condition", "rollouts_per_control", "checkpoints_total_limit"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(args, name)}")
-    check_curriculum(args.curriculum or [])
-    for iteration in [0, *(entry["from_step"] for entry in args.curriculum or [])]:
-        settings_at(args, iteration)
+def arguments_at(args: RLArguments, iteration: int) -> RLArguments:
+    """The arguments in an iteration: those that were given, and what the curriculum changes of them."""
+    return dataclasses.replace(args, **overrides_at(args.curriculum or [], iteration))
 
 
-def settings_at(args: RLArguments, iteration: int) -> RLSettings:
-    """The trainer's settings in an iteration: the arguments, and what the curriculum changes of them."""
-    values = vars(args) | overrides_at(args.curriculum or [], iteration)
-    return RLSettings(**{field.name: values[field.name] for field in dataclasses.fields(RLSettings)})
-
-
-def weights_at(args: RLArguments, iteration: int, suite: RewardSuite) -> dict[str, float] | None:
-    """The weights of the rewards in an iteration; `None` for those of the suite."""
-    text = overrides_at(args.curriculum or [], iteration).get("reward_weights", args.reward_weights)
-    return parse_reward_weights(text, list(suite.weights)) if text else None
+def weights_of(args: RLArguments, suite: RewardSuite) -> dict[str, float] | None:
+    """The weights of the rewards; `None` for those of the suite."""
+    return parse_reward_weights(args.reward_weights, list(suite.weights)) if args.reward_weights else None
 
 
 def check_fit(pairs: ControlTreatedPairs, pipeline: CellFluxPipeline, suite: RewardSuite) -> None:
@@ -105,19 +82,20 @@ def build_trainer(
     cells: datasets.DatasetDict,
     pipeline: CellFluxPipeline,
     suite: RewardSuite,
+    workers: RewardWorkers | None = None,
 ) -> RLTrainer:
     """The trainer of a copy of the pipeline's network, which itself stays the base to compare with."""
     with accelerator.local_main_process_first():  # it decodes the images, the others find them
         pairs = ControlTreatedPairs(cells["train"])
     check_fit(pairs, pipeline, suite)
     scheduler = CellFluxFlowMatchScheduler.from_config(pipeline.scheduler.config)
-    task = CellTask(pairs, conditions_of(pipeline.encoder, pairs), suite, scheduler, args)
+    task = CellTask(pairs, conditions_of(pipeline.encoder, pairs), suite, scheduler, args, workers)
     unet = frozen_copy(pipeline.unet).requires_grad_(True)
     if args.use_lora:
         add_lora(unet, args.lora_rank, args.seed)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return RLTrainer(unet, scheduler, task, settings_at(args, 0), accelerator)
+    return RLTrainer(unet, scheduler, task, args, accelerator)
 
 
 def reward_workers(
@@ -146,10 +124,8 @@ def run(args: RLArguments, accelerator: Accelerator, trainer: RLTrainer, suite: 
     )
     with progress, Interrupt() as interrupt:
         while trainer.iteration < args.max_train_steps:
-            weights = weights_at(args, trainer.iteration, suite)
-            trainer.settings, trainer.reward_weights = settings_at(args, trainer.iteration), weights
-            task.suite = with_weights(suite, weights)
-            values = trainer.step()
+            now = arguments_at(args, trainer.iteration)
+            values = trainer.step(now, weights_of(now, suite))
             warnings = watch(monitor, trainer, task, suite)
             log.write(trainer.iteration, values | monitor.values() | ({"warnings": warnings} if warnings else {}))
             if accelerator.is_main_process:
@@ -208,7 +184,10 @@ def train(
 ) -> CellFluxRLPipeline:
     """Run the post-training and return the pipeline that was saved to `args.output_dir`."""
     # 1. Data, pipeline, rewards
-    check_arguments(args)
+    check_curriculum(args.curriculum or [])
+    stages = [
+        arguments_at(args, iteration) for iteration in [0, *(entry["from_step"] for entry in args.curriculum or [])]
+    ]
     if pipeline is None and args.pretrained_model_name_or_path is None:
         raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
     if suite is None and (args.rewards is None) == (args.classifier is None):
@@ -217,23 +196,23 @@ def train(
     if pipeline is None:
         pipeline = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
     suite = (suite or load_suite(args, cells)).to(accelerator.device)
-    for entry in args.curriculum or []:
-        weights_at(args, entry["from_step"], suite)
+    for stage in stages:
+        weights_of(stage, suite)
 
-    # 2. Trainer; resume, or see that there is something to learn
-    trainer = build_trainer(args, accelerator, cells, pipeline, suite)
-    monitor = make_monitor(trainer, trainer.task, suite)
-    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if checkpoint:
-        tensors, state = load_checkpoint(checkpoint)
-        trainer.load_state(tensors, state, state["step"])
-        monitor.load_state_dict(state["monitor"])
-        accelerator.print(f"resumed from {checkpoint}")
-    else:
-        trainer.check()
+    with reward_workers(args, accelerator, suite) as workers:
+        # 2. Trainer; resume, or see that there is something to learn
+        trainer = build_trainer(args, accelerator, cells, pipeline, suite, workers)
+        monitor = make_monitor(trainer, trainer.task, suite)
+        checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        if checkpoint:
+            tensors, state = load_checkpoint(checkpoint)
+            trainer.load_state(tensors, state, state["step"])
+            monitor.load_state_dict(state["monitor"])
+            accelerator.print(f"resumed from {checkpoint}")
+        else:
+            trainer.check()
 
-    # 3. Iterations
-    with reward_workers(args, accelerator, suite) as trainer.task.workers:
+        # 3. Iterations
         run(args, accelerator, trainer, suite, monitor)
 
     # 4. Save
@@ -262,7 +241,7 @@ def launch(args: RLArguments) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    launch(parse(argv))
+    launch(parse_script(RLArguments, argv))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from cellfluxrl.figures import image_grid, outlined
-from cellfluxrl.rl.trainer import integrate
+from cellfluxrl.flow.integration import integrate
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
 

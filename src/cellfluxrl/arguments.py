@@ -7,50 +7,59 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import functools
 import inspect
 import shutil
 import sys
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import yaml
 
 from cellfluxrl.errors import unknown_name
 
 METAVARS = {int: "N", float: "X", str: "TEXT"}
-SECTIONS = ("data", "pretrain", "moa", "rl", "demo")
 
 
-def option(default: Any, help: str) -> Any:
-    """A dataclass field with a help text."""
+def option(default: Any, help: str, group: str | None = None) -> Any:
+    """A dataclass field with a help text, which `--help` shows among those of its group."""
+    metadata = {"help": help, "group": group}
     if isinstance(default, list):
-        return field(default_factory=lambda: list(default), metadata={"help": help})
-    return field(default=default, metadata={"help": help})
+        return field(default_factory=lambda: list(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def option_group(title: str) -> Callable[[Any, str], Any]:
+    """What makes the [`option`]s of one group.
+
+    Example:
+        >>> rollouts = option_group("rollouts")
+        >>> @dataclass
+        ... class Arguments:
+        ...     num_inference_steps: int = rollouts(6, "steps of the solver")
+        >>> Arguments()
+        Arguments(num_inference_steps=6)
+    """
+    return functools.partial(option, group=title)
+
+
+_run = option_group("run")
 
 
 @dataclass
-class SharedArguments:
-    """What every training script takes; in a YAML file these may stand outside the sections."""
+class RunArguments:
+    """What every training script takes, whatever it trains."""
 
-    dataset_name: str = option(
-        "simulated", "'simulated', 'crops' with --data_dir, or a built data set: its folder or its name on the Hub"
-    )
-    data_dir: str | None = option(None, "for 'crops': folder with one PLATE.npz a plate")
-    test_plates: list[str] | None = option(None, "plates of the test split; default: the last treated plate")
-    image_size: int = option(48, "height and width of the crops in pixels")
-    simulated_cells_per_moa: int = option(400, "simulated treated cells of each MoA, and controls of each plate")
-    seed: int = option(0, "seed of everything that is random")
-    output_dir: str = option("runs/default", "where the results go")
-    time_logit_mean: float = option(1.2, "training times are t = sigmoid(N(mean, std)); lower means earlier, ...")
-    time_logit_std: float = option(1.2, "... where the compound decides; CellFlux has 1.2 and 1.2")
-    mixed_precision: str | None = option(None, "'no', 'bf16' or 'fp16'; default: what accelerate is configured for")
-    report_to: str | None = option(None, "trackers besides log.jsonl and TensorBoard, for example 'wandb'")
-    cpu: bool = option(False, "stay on the CPU even where a GPU is found")
+    output_dir: str = _run("runs/default", "where the results go")
+    seed: int = _run(0, "seed of everything that is random")
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = _run(None, "default: what accelerate is configured for")
+    report_to: str | None = _run(None, "trackers besides log.jsonl and TensorBoard, for example 'wandb'")
+    cpu: bool = _run(False, "stay on the CPU even where a GPU is found")
 
 
 T = TypeVar("T")
@@ -142,37 +151,80 @@ def argument_parser(cls: type, prog: str | None, text: str) -> CommandParser:
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file; the command line overrides it"
     )
     hints = typing.get_type_hints(cls)
+    groups: dict[str | None, argparse._ActionsContainer] = {None: parser}
     for f in fields(cls):
+        title = f.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         default = f.default if f.default is not MISSING else f.default_factory()
-        action = parser.add_argument(f"--{f.name}", default=default, **_argparse_type(f.name, hints[f.name]))
+        action = groups[title].add_argument(f"--{f.name}", default=default, **_argparse_type(f.name, hints[f.name]))
         # Set here, because some versions of Python would say the default of a switch twice.
         action.help = f.metadata["help"] + ("" if default in (None, []) else f" (default: {default})")
     return parser
 
 
+def check_choices(args: Any) -> None:
+    """See that the fields of a dataclass that are annotated with a `Literal` hold one of its values.
+
+    Raises:
+        ValueError: With the nearest one, if they do not.
+    """
+    for name, hint in typing.get_type_hints(type(args)).items():
+        value, choices = getattr(args, name), _choices(hint)
+        if choices and value not in choices and not (value is None and type(None) in _alternatives(hint)):
+            raise unknown_name(name, value, choices)
+
+
 def parse_arguments(
-    cls: type[T], section: str, description: str, argv: Sequence[str] | None = None, prog: str | None = None
+    cls: type[T],
+    section: str,
+    description: str,
+    argv: Sequence[str] | None = None,
+    prog: str | None = None,
+    *,
+    sections: Collection[str] = (),
+    shared: Collection[str] = (),
 ) -> T:
     """Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of
     precedence.
 
-    In the YAML file the fields of [`SharedArguments`] stand at the top level, those of a script in a section named
-    `data`, `pretrain`, `moa`, `rl` or `demo`, so that one file serves all scripts.
+    Args:
+        cls: A dataclass of [`option`]s.
+        section: That of the YAML file that is read.
+        description: What the command does; see [`CommandParser`].
+        argv: By default those of the process.
+        prog: How the command is called.
+        sections: Those that the YAML file may have for other scripts, so that one file serves all.
+        shared: Keys that may stand at the top level of the YAML file; those that `cls` does not have are passed over.
 
     Raises:
-        ValueError: For a key of the YAML file that is not known, with the nearest match.
+        ValueError: For a key of the YAML file, or a value, that is not known, with the nearest match.
     """
     parser = argument_parser(cls, prog, description)
     known, _ = parser.parse_known_args(argv)
     if "config" in known:
-        parser.set_defaults(**_read_yaml(Path(known.config), cls, section))
+        given = _read_yaml(Path(known.config), cls, section, {section, *sections}, set(shared))
+        parser.set_defaults(**given)
     values = vars(parser.parse_args(argv))
-    return cls(**{f.name: values[f.name] for f in fields(cls)})
+    args = cls(**{f.name: values[f.name] for f in fields(cls)})
+    check_choices(args)
+    return args
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _choices(hint: Any) -> tuple[str, ...]:
+    """The values of a `Literal`, or of one that may be `None`."""
+    return next((typing.get_args(h) for h in _alternatives(hint) if typing.get_origin(h) is Literal), ())
 
 
 def _argparse_type(name: str, hint: Any) -> dict[str, Any]:
-    if isinstance(hint, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if choices := _choices(hint):  # checked later, so that those of a YAML file are, too
+        return {"type": str, "metavar": "{" + ",".join(choices) + "}"}
+    hint = next(h for h in _alternatives(hint) if h is not type(None))
     if hint is bool:
         return {"action": argparse.BooleanOptionalAction}
     if typing.get_origin(hint) is list:
@@ -180,21 +232,21 @@ def _argparse_type(name: str, hint: Any) -> dict[str, Any]:
     return {"type": hint, "metavar": "DIR" if name.endswith("_dir") else METAVARS[hint]}
 
 
-def _read_yaml(path: Path, cls: type, section: str) -> dict[str, Any]:
+def _read_yaml(path: Path, cls: type, section: str, sections: set[str], shared: set[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"--config {str(path)!r} is not a file")
     try:
         content = _mapping(yaml.safe_load(path.read_text()), str(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
-    shared = {f.name for f in fields(SharedArguments)}
-    own = {f.name: hint for f in fields(cls) for hint in [typing.get_type_hints(cls)[f.name]]}
+    hints = typing.get_type_hints(cls)
+    own = {f.name: hints[f.name] for f in fields(cls)}
     values = {}
     for key, value in content.items():
-        if key in SECTIONS:
+        if key in sections:
             continue
         if key not in shared:
-            raise unknown_name(f"key in {path}", key, shared | set(SECTIONS))
+            raise unknown_name(f"key in {path}", key, shared | sections)
         if key in own:
             values[key] = value
     for key, value in _mapping(content.get(section), f"section {section!r} of {path}").items():
@@ -211,8 +263,8 @@ def _mapping(content: Any, where: str) -> dict[Any, Any]:
 
 
 def _checked(value: Any, hint: Any, key: str, path: Path) -> Any:
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
-    allowed = tuple(typing.get_origin(h) or h for h in allowed)
+    allowed = tuple(typing.get_origin(h) or h for h in _alternatives(hint))
+    allowed = tuple(str if h is Literal else h for h in allowed)
     if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string

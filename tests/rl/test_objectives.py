@@ -3,19 +3,20 @@
 import pytest
 import torch
 
+from cellfluxrl.flow.paths import PathSample
 from cellfluxrl.rl.advantages import compute_advantages
 from cellfluxrl.rl.objectives import (
     NORMALIZER_FLOOR,
     OBJECTIVES,
     Batch,
-    ObjectiveSettings,
     dpo_loss,
     matching_error,
     nft_loss,
     regression_loss,
 )
+from cellfluxrl.rl.settings import RLSettings
 
-DEFAULT = ObjectiveSettings()
+DEFAULT = RLSettings()
 
 
 @pytest.fixture
@@ -23,27 +24,33 @@ def batch():
     generator = torch.Generator().manual_seed(0)
     rollout, source, old, reference = (torch.randn(6, 3, 4, 4, generator=generator) for _ in range(4))
     time = torch.rand(6, generator=generator) * 0.9
-    return Batch(old, old, reference, source, rollout, time, preference=torch.linspace(0, 1, 6))
+    return Batch(old, old, reference, PathSample(source, rollout, time), preference=torch.linspace(0, 1, 6))
 
 
 def replaced(batch, **changes):
     return Batch(**(vars(batch) | changes))
 
 
+def part(batch, rows):
+    columns = {name: value[rows] for name, value in vars(batch).items() if name != "path"}
+    path = PathSample(*(value[rows] for value in vars(batch.path).values()))
+    return Batch(path=path, **columns)
+
+
 def gradient(loss, batch, settings=DEFAULT, **changes):
     batch = replaced(batch, **changes)
     velocity = batch.velocity.clone().requires_grad_()
     value = loss(replaced(batch, velocity=velocity), settings)
-    assert value.shape == batch.time.shape
+    assert value.shape == batch.path.t.shape
     return torch.autograd.grad(value.sum(), velocity)[0]
 
 
 def remaining(batch):
-    return (1 - batch.time)[:, None, None, None]
+    return (1 - batch.path.t)[:, None, None, None]
 
 
 def constant(batch, r):
-    return torch.full_like(batch.time, r)
+    return torch.full_like(batch.path.t, r)
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -53,12 +60,12 @@ def constant(batch, r):
 
 def test_the_nft_gradient_at_the_old_policy_is_that_of_the_derivation(batch):
     # (2 r - 1) d/dv mean((1 - t)^2 (v - u)^2) / s, with u = x_1 - x_0 and s the detached mean of |(1 - t) (v - u)|.
-    error = remaining(batch) * (batch.old_velocity - (batch.rollout - batch.source))
+    error = remaining(batch) * (batch.old_velocity - batch.path.velocity)
     scale = error.abs().mean(dim=(1, 2, 3))
     factor = (2 * batch.preference - 1) / scale / error[0].numel()
     expected = factor[:, None, None, None] * 2 * remaining(batch) * error
     for mixing_weight in (0.1, 0.5, 1.0, 2.0):
-        found = gradient(nft_loss, batch, ObjectiveSettings(mixing_weight=mixing_weight))
+        found = gradient(nft_loss, batch, RLSettings(mixing_weight=mixing_weight))
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
@@ -74,7 +81,7 @@ def test_indifference_and_dislike_pull_back_to_the_old_policy_against_the_push(b
 @pytest.mark.parametrize(("r", "approaches"), [(1.0, True), (0.8, True), (0.2, False), (0.0, False)])
 def test_liked_rollouts_attract_and_disliked_ones_repel(batch, r, approaches):
     moved = batch.old_velocity - 0.01 * gradient(nft_loss, batch, preference=constant(batch, r))
-    target = batch.rollout - batch.source
+    target = batch.path.velocity
     before, after = ((v - target).flatten(1).norm(dim=1) for v in (batch.old_velocity, moved))
     assert ((after < before) == approaches).all()
 
@@ -82,10 +89,7 @@ def test_liked_rollouts_attract_and_disliked_ones_repel(batch, r, approaches):
 def test_a_sample_does_not_depend_on_the_rest_of_the_batch(batch):
     batch = replaced(batch, velocity=batch.old_velocity + 0.1)
     for loss, size in ((nft_loss, 1), (regression_loss, 1), (dpo_loss, 2)):
-        parts = [
-            loss(Batch(**{name: value[i : i + size] for name, value in vars(batch).items()}), DEFAULT)
-            for i in range(0, 6, size)
-        ]
+        parts = [loss(part(batch, slice(i, i + size)), DEFAULT) for i in range(0, 6, size)]
         torch.testing.assert_close(loss(batch, DEFAULT), torch.cat(parts))
 
 
@@ -95,8 +99,8 @@ def test_a_sample_does_not_depend_on_the_rest_of_the_batch(batch):
 
 
 def test_the_velocity_that_leads_to_the_rollout_is_the_minimum(batch):
-    perfect = batch.rollout - batch.source
-    assert (matching_error(perfect, batch) == 0).all()
+    perfect = batch.path.velocity
+    assert (matching_error(perfect, batch.path) == 0).all()
     assert (gradient(regression_loss, batch, velocity=perfect) == 0).all()
     assert (gradient(nft_loss, batch, velocity=perfect, preference=constant(batch, 1.0)) == 0).all()
 
@@ -104,7 +108,7 @@ def test_the_velocity_that_leads_to_the_rollout_is_the_minimum(batch):
 def test_the_normaliser_has_a_floor(batch):
     # An error of e everywhere costs |e| above the floor (e^2 / e), and e^2 / floor below it: it vanishes smoothly.
     def cost(error):
-        return matching_error(batch.rollout - batch.source + error / remaining(batch), batch)
+        return matching_error(batch.path.velocity + error / remaining(batch), batch.path)
 
     torch.testing.assert_close(cost(0.5), torch.full((6,), 0.5), rtol=1e-3, atol=0)
     small = NORMALIZER_FLOOR / 10
@@ -115,7 +119,7 @@ def test_the_normaliser_has_a_floor(batch):
 @pytest.mark.parametrize("shape", [(4, 2), (4, 7), (4, 3, 8, 8)])
 def test_any_shape_of_sample_will_do_also_one_that_is_right_already(name, shape):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
-    right = Batch(x, x, x, torch.zeros_like(x), x, torch.rand(4), torch.rand(4))
+    right = Batch(x, x, x, PathSample(torch.zeros_like(x), x, torch.rand(4)), torch.rand(4))
     assert gradient(OBJECTIVES[name].loss, right).isfinite().all()
 
 
@@ -128,20 +132,20 @@ def test_the_dpo_gradient_at_the_base_is_that_of_the_derivation(batch):
     # Both rows hold the loss of their pair, so the sum over rows has twice its gradient: 2 * 1/2 * (+-) 2 (v - u) / D.
     velocity = batch.reference_velocity
     sign = torch.tensor([1.0, -1.0] * 3)[:, None, None, None]
-    expected = sign * 2 * (velocity - (batch.rollout - batch.source)) / velocity[0].numel()
+    expected = sign * 2 * (velocity - batch.path.velocity) / velocity[0].numel()
     for beta in (1.0, 40.0):
-        found = gradient(dpo_loss, batch, ObjectiveSettings(dpo_beta=beta), velocity=velocity)
+        found = gradient(dpo_loss, batch, RLSettings(dpo_beta=beta), velocity=velocity)
         torch.testing.assert_close(found, expected)
 
 
 def test_a_pair_that_is_told_apart_well_costs_little_and_one_the_wrong_way_round_much(batch):
-    target = batch.rollout - batch.source
+    target = batch.path.velocity
     first = torch.tensor([True, False] * 3)[:, None, None, None]
     reference = target + 1
     right = replaced(batch, reference_velocity=reference, velocity=torch.where(first, target, target + 2))
     wrong = replaced(batch, reference_velocity=reference, velocity=torch.where(first, target + 2, target))
     # d is -1 for the row that is met and 3 for the one that is avoided.
-    settings = ObjectiveSettings(dpo_beta=1.0)
+    settings = RLSettings(dpo_beta=1.0)
     expected = 2 * torch.nn.functional.softplus(torch.tensor([-2.0, 2.0]))
     torch.testing.assert_close(dpo_loss(right, settings), expected[0].expand(6))
     torch.testing.assert_close(dpo_loss(wrong, settings), expected[1].expand(6))
@@ -168,7 +172,7 @@ def test_nft_trains_on_every_rollout_that_has_a_reward(advantages):
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])
 def test_rwr_weights_by_the_exponential_of_the_advantage_within_the_group(advantages, temperature):
-    found = OBJECTIVES["rwr"].select(*advantages, ObjectiveSettings(temperature=temperature))
+    found = OBJECTIVES["rwr"].select(*advantages, RLSettings(temperature=temperature))
     assert found.rows.tolist() == [0, 1, 2, 3, 5]
     weight = dict(zip(found.rows.tolist(), found.preference.tolist(), strict=True))
     advantage = advantages[0].advantage.tolist()

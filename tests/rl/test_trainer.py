@@ -11,11 +11,12 @@ from accelerate import Accelerator
 from torch import nn
 
 from cellfluxrl.checkpoints import frozen_copy
+from cellfluxrl.flow.integration import integrate
 from cellfluxrl.rl.advantages import compute_advantages
 from cellfluxrl.rl.objectives import OBJECTIVES
 from cellfluxrl.rl.settings import RLSettings
 from cellfluxrl.rl.task import Probes, Starts
-from cellfluxrl.rl.trainer import PATIENCE, RLTrainer, integrate
+from cellfluxrl.rl.trainer import PATIENCE, RLTrainer
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 from cellfluxrl.seeding import seeded_generator
 
@@ -79,7 +80,7 @@ class PlaneTask:
         values = self.reward(samples)
         return lambda: {"value": values}
 
-    def score(self, measured, labels):
+    def score(self, measured, labels, weights=None):
         return {"combined": measured["value"]}
 
 
@@ -262,6 +263,7 @@ def test_the_batch_size_changes_memory_and_not_the_result(base, objective):
 def test_the_shares_of_three_processes_are_those_of_one(base, objective, monkeypatch):
     # 5 groups alive out of 9: neither 5 rows, nor 10 in pairs, can be shared by three evenly.
     trainer = make_trainer(base, objective=objective)
+    together = trainer.settings.rows_together
     rewards, groups = torch.arange(27.0), torch.arange(27) // 3
     rewards[15:] = 1.0
     advantages = compute_advantages({"combined": rewards}, groups)
@@ -271,9 +273,9 @@ def test_the_shares_of_three_processes_are_those_of_one(base, objective, monkeyp
     for process in range(3):
         monkeypatch.setattr(type(trainer.accelerator), "num_processes", property(lambda self: 3))
         monkeypatch.setattr(type(trainer.accelerator), "process_index", property(lambda self, p=process: p))
-        shares.append(trainer._shared_out(selection, objective.rows_together))
+        shares.append(trainer._shared_out(selection, together))
     assert len({len(rows) for rows, *_ in shares}) == 1
-    assert all(len(rows) % objective.rows_together == 0 for rows, *_ in shares)
+    assert all(len(rows) % together == 0 for rows, *_ in shares)
     rows, draws, preference, share = (torch.cat(column) for column in zip(*shares, strict=True))
     counted = share > 0
     assert rows[counted].tolist() == selection.rows.tolist()
@@ -323,8 +325,7 @@ def test_the_probes_are_the_same_in_every_iteration_and_run(base):
 def test_settings_may_change_between_iterations(base):
     trainer = make_trainer(base, kl_weight=0.1)
     first = trainer.step()
-    trainer.settings = dataclasses.replace(trainer.settings, kl_weight=0.7, learning_rate=5e-4)
-    second = trainer.step()
+    second = trainer.step(dataclasses.replace(trainer.settings, kl_weight=0.7, learning_rate=5e-4))
     assert (first["kl_weight"], second["kl_weight"]) == (0.1, 0.7)
     assert (first["learning_rate"], second["learning_rate"]) == (1e-3, 5e-4)
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfluxrl import CellFluxFlowMatchScheduler
-from cellfluxrl.schedulers.flow_match import band_limited_noise
+from cellfluxrl.flow.noise import band_limited_noise
 from cellfluxrl.schedulers.grids import edm_times
 from cellfluxrl.schedulers.solvers import SOLVERS
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from cellfluxrl import ControlTreatedPairs
-from cellfluxrl.arguments import SharedArguments
 from cellfluxrl.data.building.build import build_dataset
 from cellfluxrl.data.building.sources.simulated import SimulatedPlates
 from cellfluxrl.data.cells import Cells, PlateLog
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.training.common import encoder_of, load_cells, load_labelled_cells
+from cellfluxrl.training.options import SharedArguments
 
 IMAGE_SIZE = 16
 

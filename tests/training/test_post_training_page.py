@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from cellfluxrl.rl.curriculum import check_curriculum
-from cellfluxrl.training.rl import RLArguments
+from cellfluxrl.training.options import RLArguments
 
 REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "post_training.md").read_text()

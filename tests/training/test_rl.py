@@ -14,8 +14,9 @@ from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import rl
 from cellfluxrl.training.cell_task import CellTask, parse_reward_weights
 from cellfluxrl.training.common import conditions_of
+from cellfluxrl.training.options import RLArguments
 from cellfluxrl.training.plots import SECONDS, TRAINING_PANELS
-from cellfluxrl.training.rl import RLArguments, check_fit, weights_at
+from cellfluxrl.training.rl import arguments_at, check_fit, weights_of
 
 
 def arguments(tmp_path, **changed):
@@ -162,8 +163,8 @@ def test_the_curriculum_changes_weights_and_rates_at_its_steps(train, suite, tmp
         True,
     ]
     args = arguments(tmp_path, curriculum=curriculum)
-    assert weights_at(args, 0, suite) is None
-    assert weights_at(args, 5, suite) == dict.fromkeys(suite.weights, 0.0) | {"cytoplasm_size": 1.0}
+    assert weights_of(arguments_at(args, 0), suite) is None
+    assert weights_of(arguments_at(args, 5), suite) == dict.fromkeys(suite.weights, 0.0) | {"cytoplasm_size": 1.0}
 
 
 # ----------------------------------------------------------------------------------------------------------------
@@ -209,8 +210,8 @@ def test_gradient_checkpointing_changes_memory_and_not_the_result(train, tmp_pat
 def test_rewards_that_are_missing_again_and_again_stop_the_run_with_a_checkpoint(train, tmp_path, rows, monkeypatch):
     score = CellTask.score
 
-    def failing(self, measured, labels):
-        scores = score(self, measured, labels)
+    def failing(self, measured, labels, weights=None):
+        scores = score(self, measured, labels, weights)
         scores["combined"][:3] = torch.nan
         return scores
 

@@ -16,9 +16,7 @@ from safetensors.torch import load_file
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier
 from cellfluxrl.commands.cli import main
 from cellfluxrl.training import common
-from cellfluxrl.training.moa import MoAArguments
-from cellfluxrl.training.pretrain import PretrainArguments
-from cellfluxrl.training.rl import RLArguments
+from cellfluxrl.training.options import MoAArguments, PretrainArguments, RLArguments
 
 ARGUMENTS = {"pretrain": PretrainArguments, "moa": MoAArguments, "rl": RLArguments}
 

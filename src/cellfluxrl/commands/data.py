@@ -14,11 +14,11 @@ from cellfluxrl.arguments import (
     add_json_option,
     argument_parser,
     option,
-    parse_arguments,
     run_subcommand,
 )
 from cellfluxrl.commands.push import print_address, repository_parser
 from cellfluxrl.terminal import print_json
+from cellfluxrl.training.options import parse_arguments
 
 CONTACT_SHEET = "contact_sheet.png"
 

@@ -193,8 +193,8 @@ def _load(class_name: str, name: str, what: str) -> Any:
 def _load_cells(
     args: argparse.Namespace, suite: RewardSuite | None, pipeline: CellFluxRLPipeline
 ) -> datasets.DatasetDict:
-    from cellfluxrl.arguments import SharedArguments
     from cellfluxrl.training.common import load_labelled_cells
+    from cellfluxrl.training.options import SharedArguments
 
     size = args.image_size
     if size is None:

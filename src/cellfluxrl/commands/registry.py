@@ -13,13 +13,10 @@ from cellfluxrl.arguments import CommandParser
 COMMANDS = {
     "data": ("cellfluxrl.commands.data", "build, look at and publish data sets of cells"),
     "demo": ("cellfluxrl.training.demo_command", "the whole chain on simulated or real cells, ending with a report"),
-    "pretrain": (
-        "cellfluxrl.training.pretrain_command",
-        "pretrain the network from control to treated cells",
-    ),
-    "moa": ("cellfluxrl.training.moa_command", "train a classifier of the mechanism of action"),
+    "pretrain": ("cellfluxrl.commands.pretrain", "pretrain the network from control to treated cells"),
+    "moa": ("cellfluxrl.commands.moa", "train a classifier of the mechanism of action"),
     "rewards": ("cellfluxrl.commands.rewards", "fit the biological rewards on real cells, and score images with them"),
-    "rl": ("cellfluxrl.training.rl_command", "post-train a pipeline with the biological rewards"),
+    "rl": ("cellfluxrl.commands.rl", "post-train a pipeline with the biological rewards"),
     "generate": ("cellfluxrl.commands.generate", "treated cells of a folder or data set of controls"),
     "evaluate": ("cellfluxrl.commands.evaluate", "compare a pipeline's cells with real ones, on held-out evidence"),
     "app": ("cellfluxrl.commands.app", "a web page to generate treated cells and compare them with real ones"),

@@ -46,12 +46,16 @@ def vary_brightness(
         generator: For all images, or for each.
 
     Raises:
-        ValueError: If `spread` is negative.
+        ValueError: If `spread` is negative, or `images` are not images.
     """
     if spread < 0:
         raise ValueError(f"the spread of the brightness (control_gain) must not be negative, got {spread}")
     if spread == 0:
         return images
+    if images.ndim != 4:
+        raise ValueError(
+            f"the brightness (control_gain) is that of images (N, C, H, W), got shape {tuple(images.shape)}"
+        )
     gain = randn_tensor((*images.shape[:2], 1, 1), generator=generator).mul(spread).exp()
     return (images + 1) * gain - 1
 

@@ -7,21 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cellfluxrl.arguments import SharedArguments, option
+from cellfluxrl.arguments import RunArguments, option_group
+
+_hub = option_group("publishing")
 
 if TYPE_CHECKING:  # importing it takes seconds, and --help needs only the options
     from cellfluxrl.hub.mixin import HubMixin
 
 
 @dataclass
-class HubArguments(SharedArguments):
+class HubArguments(RunArguments):
     """What every training script takes that publishes what it trained."""
 
-    push_to_hub: bool = option(False, "publish the result on the Hugging Face Hub when the training is done")
-    hub_model_id: str | None = option(
+    push_to_hub: bool = _hub(False, "publish the result on the Hugging Face Hub when the training is done")
+    hub_model_id: str | None = _hub(
         None, "the repository to publish in, owner/name; default: the name of --output_dir, of the token's owner"
     )
-    private: bool = option(False, "let only those with access read a new repository")
+    private: bool = _hub(False, "let only those with access read a new repository")
 
 
 def hub_repository(args: HubArguments) -> str | None:

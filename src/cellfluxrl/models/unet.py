@@ -22,6 +22,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.paths import PREDICTION_TYPES
 from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
 from cellfluxrl.models.presets import preset_config
 from cellfluxrl.models.unet_blocks import (
@@ -37,8 +38,6 @@ from cellfluxrl.models.unet_blocks import (
     unrounded,
     zero_init,
 )
-
-PREDICTION_TYPES = ("velocity", "target")
 
 SEAM_CHANNELS = 8  # feature maps at full resolution of a network that works in patches
 

@@ -70,13 +70,13 @@ def compute_advantages(
     value = {name: reward.double() for name, reward in rewards.items()}
     finite = torch.stack(list(value.values())).isfinite().all(dim=0)
     _, group = groups.unique(return_inverse=True)
-    everything = torch.zeros_like(group)
+    everything, zero = torch.zeros_like(group), torch.zeros_like(groups, dtype=torch.double)
 
     if std == "per_reward":
         own = {name: _divided(_centred(v, group, finite), everything, finite) for name, v in value.items()}
-        total = sum(weight[name] * own[name] for name in own)
+        total = sum((weight[name] * own[name] for name in own), zero)
     else:
-        total = _centred(sum(weight[name] * value[name] for name in value), group, finite)
+        total = _centred(sum((weight[name] * value[name] for name in value), zero), group, finite)
     advantage = _divided(total, group if std == "group" else everything, finite)
 
     alive = torch.zeros(int(group.max()) + 1, dtype=torch.bool, device=group.device)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -46,8 +48,9 @@ def add_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
 def merged(model: nn.Module) -> nn.Module:
     """A copy of a model with its low-rank updates, if it has any, added to its weights: the plain architecture."""
     model = frozen_copy(model)
-    for name, module in list(model.named_modules()):
-        if hasattr(module, "get_base_layer"):
-            module.merge()
-            model.set_submodule(name, module.get_base_layer())
+    layers: list[tuple[str, Any]] = list(model.named_modules())
+    for name, layer in layers:
+        if hasattr(layer, "get_base_layer"):
+            layer.merge()
+            model.set_submodule(name, layer.get_base_layer())
     return model

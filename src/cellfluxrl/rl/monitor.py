@@ -122,7 +122,7 @@ class Monitor:
         if window < 1:
             raise ValueError(f"window must be at least 1, got {window}")
         self.real, self.base = dict(real), base
-        self.diversity_share, self.standard_errors = diversity_share, standard_errors
+        self.diversity_share, self.standard_errors, self.window = diversity_share, standard_errors, window
         names = [*(f"excess/{name}" for name in real), *(["diversity"] if base is not None else [])]
         self._windows: dict[str, deque[list[float]]] = {name: deque(maxlen=window) for name in names}
         self._warned: list[str] = []
@@ -201,7 +201,7 @@ class Monitor:
         warnings = []
         for name, window in self._windows.items():
             judged = self._judged(name)
-            if name in self._warned or len(window) < window.maxlen or judged is None:
+            if name in self._warned or len(window) < self.window or judged is None:
                 continue
             mean, error = judged
             margin = self.standard_errors * error
@@ -235,5 +235,5 @@ class Monitor:
         if set(state["windows"]) != set(self._windows):
             raise ValueError(f"the state is of {sorted(state['windows'])}, this monitor of {sorted(self._windows)}")
         for name, rows in state["windows"].items():
-            self._windows[name] = deque(rows, maxlen=self._windows[name].maxlen)
+            self._windows[name] = deque(rows, maxlen=self.window)
         self._warned = list(state["warned"])

@@ -12,23 +12,11 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from cellfluxrl.flow.paths import PathSample, flow_matching_loss, per_sample
 from cellfluxrl.rl.advantages import Advantages
+from cellfluxrl.rl.settings import RLSettings
 
 NORMALIZER_FLOOR = 0.02
-
-
-@dataclass(frozen=True)
-class ObjectiveSettings:
-    """
-    Args:
-        mixing_weight: b of `nft`: how strongly the update is pulled back to the sampling policy.
-        temperature: Of `rwr`, in standard deviations of the reward.
-        dpo_beta: Of `dpo`: how strongly the update is pulled back to the base.
-    """
-
-    mixing_weight: float = 1.0
-    temperature: float = 1.0
-    dpo_beta: float = 100.0
 
 
 @dataclass(frozen=True)
@@ -54,35 +42,30 @@ class Batch:
     Args:
         velocity, old_velocity, reference_velocity: `(N, ...)`; of the trained policy, of the sampling one and of the
             base, at x_t.
-        source: `(N, ...)`; x_0, fresh.
-        rollout: `(N, ...)`; x_1, the sample that was scored.
-        time: `(N,)`; t of x_t = (1 - t) x_0 + t x_1.
+        path: From fresh sources x_0 to the rollouts x_1 that were scored.
         preference: `(N,)`; see [`Selection`].
     """
 
     velocity: torch.Tensor
     old_velocity: torch.Tensor
     reference_velocity: torch.Tensor
-    source: torch.Tensor
-    rollout: torch.Tensor
-    time: torch.Tensor
+    path: PathSample
     preference: torch.Tensor
 
 
-def matching_error(velocity: torch.Tensor, batch: Batch) -> torch.Tensor:
+def matching_error(velocity: torch.Tensor, path: PathSample) -> torch.Tensor:
     """How far from the rollout a velocity leads: the mean square of x_t + (1 - t) v - x_1, in units of its own size.
 
     It is divided by its detached mean absolute value, as in DiffusionNFT, so that every rollout and time pulls about
     equally; that has a floor, because a black background would make it vanish. Shape `(N,)`.
     """
-    remaining = (1 - batch.time).view(-1, *[1] * (velocity.ndim - 1))
-    # x_t - x_1 = -(1 - t) (x_1 - x_0)
-    error = (remaining * (velocity - (batch.rollout - batch.source))).flatten(1)
+    # x_t - x_1 = -(1 - t) u
+    error = (per_sample(1 - path.t, velocity) * (velocity - path.velocity)).flatten(1)
     scale = error.detach().abs().mean(dim=1).clamp(min=NORMALIZER_FLOOR)
     return error.square().mean(dim=1) / scale
 
 
-def nft_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+def nft_loss(batch: Batch, settings: RLSettings) -> torch.Tensor:
     """Pull the implicit positive policy towards rollouts with r > 1/2, and the negative one towards the others.
 
     DiffusionNFT (Zheng et al., 2025, https://arxiv.org/abs/2509.16117): with v+ = (1 - b) v_old + b v and
@@ -90,17 +73,17 @@ def nft_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     gradient is (2 r - 1) dE/dv, which does not depend on b.
     """
     b = settings.mixing_weight
-    positive = matching_error((1 - b) * batch.old_velocity + b * batch.velocity, batch)
-    negative = matching_error((1 + b) * batch.old_velocity - b * batch.velocity, batch)
+    positive = matching_error((1 - b) * batch.old_velocity + b * batch.velocity, batch.path)
+    negative = matching_error((1 + b) * batch.old_velocity - b * batch.velocity, batch.path)
     return (batch.preference * positive + (1 - batch.preference) * negative) / b
 
 
-def regression_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+def regression_loss(batch: Batch, settings: RLSettings) -> torch.Tensor:
     """Flow matching of the rollouts as if they were data, each with its weight: w E(v), E the [`matching_error`]."""
-    return batch.preference * matching_error(batch.velocity, batch)
+    return batch.preference * matching_error(batch.velocity, batch.path)
 
 
-def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
+def dpo_loss(batch: Batch, settings: RLSettings) -> torch.Tensor:
     """Prefer the first rollout of each pair to the second, more than the base does.
 
     Diffusion-DPO (Wallace et al., 2023, https://arxiv.org/abs/2311.12908) for flow matching: with
@@ -112,21 +95,20 @@ def dpo_loss(batch: Batch, settings: ObjectiveSettings) -> torch.Tensor:
     Returns:
         `(N,)`; that of its pair, for both rows.
     """
-    target = batch.rollout - batch.source
-    error = (batch.velocity - target).square().flatten(1).mean(dim=1)
-    reference = (batch.reference_velocity - target).square().flatten(1).mean(dim=1)
+    error = flow_matching_loss(batch.velocity, batch.path)
+    reference = flow_matching_loss(batch.reference_velocity, batch.path)
     first, second = (error - reference).view(-1, 2).unbind(dim=1)
     half = settings.dpo_beta / 2
     return (-F.logsigmoid(-half * (first - second)) / half).repeat_interleave(2)
 
 
-def select_all(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+def select_all(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
     """Every rollout that was scored, with its r."""
     rows = advantages.finite.nonzero()[:, 0]
     return Selection(rows, rows, advantages.r[rows])
 
 
-def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
     """Every rollout of a group with signal, with a weight in proportion to exp(advantage / temperature) and a mean of
     1 in each group.
 
@@ -141,7 +123,7 @@ def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: Obje
     return Selection(rows, rows, weight[rows])
 
 
-def select_best(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+def select_best(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
     """The best rollout of each group with signal: best-of-N distillation, the iterated fine-tuning on selected samples
     of RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767).
     """
@@ -149,7 +131,7 @@ def select_best(advantages: Advantages, groups: torch.Tensor, settings: Objectiv
     return Selection(rows, rows, torch.ones_like(advantages.advantage[rows]))
 
 
-def select_pairs(advantages: Advantages, groups: torch.Tensor, settings: ObjectiveSettings) -> Selection:
+def select_pairs(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
     """The best and the worst rollout of each group with signal, one after the other, with one source and time."""
     pairs = _best_and_worst(advantages, groups)
     rows, draws = pairs.flatten(), pairs[:, :1].expand(-1, 2).flatten()
@@ -173,17 +155,15 @@ class Objective:
     Args:
         select: From advantages, groups and settings to the [`Selection`] that is trained on.
         loss: From a [`Batch`] and settings to the price of each row, `(N,)`.
-        rows_together: As many rows, one after the other, belong together.
     """
 
-    select: Callable[[Advantages, torch.Tensor, ObjectiveSettings], Selection]
-    loss: Callable[[Batch, ObjectiveSettings], torch.Tensor]
-    rows_together: int = 1
+    select: Callable[[Advantages, torch.Tensor, RLSettings], Selection]
+    loss: Callable[[Batch, RLSettings], torch.Tensor]
 
 
 OBJECTIVES = {
     "nft": Objective(select_all, nft_loss),
     "rwr": Objective(select_weighted, regression_loss),
     "best_of_n": Objective(select_best, regression_loss),
-    "dpo": Objective(select_pairs, dpo_loss, rows_together=2),
+    "dpo": Objective(select_pairs, dpo_loss),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -62,8 +62,10 @@ class Task(Protocol):
         """
         ...
 
-    def score(self, measured: dict[str, torch.Tensor], labels: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; `"combined"` is what
-        is optimised. What could not be scored is NaN.
+    def score(
+        self, measured: dict[str, torch.Tensor], labels: torch.Tensor, weights: Mapping[str, float] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; `"combined"`, their
+        sum with `weights` or else the task's own, is what is optimised. What could not be scored is NaN.
         """
         ...

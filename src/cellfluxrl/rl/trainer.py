@@ -9,12 +9,14 @@ import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
 
 from cellfluxrl.checkpoints import frozen_copy, optimizer_tensors, restore_optimizer, update_average
+from cellfluxrl.flow.integration import integrate
+from cellfluxrl.flow.paths import PathSample
 from cellfluxrl.rl.advantages import Advantages, compute_advantages
 from cellfluxrl.rl.kl import controlled_kl_weight
 from cellfluxrl.rl.objectives import OBJECTIVES, Batch, Selection
@@ -65,23 +67,6 @@ class Rollouts:
     starts: Starts
 
 
-@torch.no_grad()
-def integrate(
-    model: torch.nn.Module,
-    scheduler: CellFluxFlowMatchScheduler,
-    source: torch.Tensor,
-    condition: torch.Tensor,
-    num_inference_steps: int,
-) -> torch.Tensor:
-    """Move `source` along the model's velocity from t = 0 to t = 1, without guidance."""
-    scheduler.set_timesteps(num_inference_steps, device=source.device)
-    sample = source
-    for t in scheduler.timesteps:
-        velocity = model(sample, t, condition, return_dict=False)[0].float()
-        sample = scheduler.step(velocity, t, sample, return_dict=False)[0]
-    return sample
-
-
 class RLTrainer:
     """Holds the trained policy, the `old` policy that samples, the `reference`, their average, and the optimiser.
 
@@ -93,9 +78,8 @@ class RLTrainer:
             off, because old, reference and trained policy would otherwise differ by their masks.
         scheduler: The solver of the rollouts.
         task: Draws, pairs and scores.
-        settings: The algorithm's settings; may be replaced between iterations.
+        settings: The algorithm's settings, of the iterations that are not given others.
         accelerator: Processes, device and precision.
-        reward_weights: Of the rewards that `advantage_std="per_reward"` adds up.
     """
 
     def __init__(
@@ -105,10 +89,8 @@ class RLTrainer:
         task: Task,
         settings: RLSettings,
         accelerator: Accelerator,
-        reward_weights: Mapping[str, float] | None = None,
     ):
         self.task, self.settings, self.accelerator, self.scheduler = task, settings, accelerator, scheduler
-        self.reward_weights = reward_weights
         self.model = model.to(accelerator.device).eval()
         # Copied before the accelerator wraps the forward pass of the trained one.
         self.old, self.reference, self.average = (frozen_copy(self.model) for _ in range(3))
@@ -127,23 +109,29 @@ class RLTrainer:
         with torch.no_grad():
             self._reference_at_probes = self.reference(*self._probes, return_dict=False)[0]
 
-    def step(self) -> dict[str, Any]:
-        """Run one iteration and return what is worth logging."""
-        settings, generator = self.settings, seeded_generator(self.settings.seed, "rollouts", self.iteration)
+    def step(self, settings: RLSettings | None = None, weights: Mapping[str, float] | None = None) -> dict[str, Any]:
+        """Run one iteration and return what is worth logging.
+
+        Args:
+            settings: Of this iteration, in place of the trainer's.
+            weights: Of the rewards in this iteration, in place of the task's.
+        """
+        settings = settings or self.settings
+        generator = seeded_generator(settings.seed, "rollouts", self.iteration)
         if settings.kl_target == 0:
             self.progress.kl_weight = self.progress.kl_level = settings.kl_weight
 
         # 1. Rollouts of the old policy
         started = clock.perf_counter()
         starts = self.task.draw(generator)
-        rollouts, pending, measuring = self._sample(starts)
+        rollouts, pending, measuring = self._sample(starts, settings)
         sampled = clock.perf_counter()
 
         # 2. Scores of all rollouts, the same on every process, and advantages over the group
         measured = self._gathered(pending)
-        scores = self.task.score(measured, starts.label)
+        scores = self.task.score(measured, starts.label, weights)
         rewards = {name: value.cpu() for name, value in scores.items()}
-        advantages = self._advantages(rewards, starts.group, generator)
+        advantages = self._advantages(rewards, starts.group, generator, settings, weights)
         scored = clock.perf_counter()
         self.rollouts = Rollouts(rollouts, measured, starts)
         log = summarize_rewards(rewards) | summarize_advantages(advantages)
@@ -151,7 +139,7 @@ class RLTrainer:
         # 3. Regression on the forward process of the selected rollouts; without any signal it would only move dust
         if self._enough_rewards(advantages) and advantages.dead_groups < 1:
             selection = OBJECTIVES[settings.objective].select(advantages, starts.group, settings)
-            log |= self._update(rollouts, starts, selection)
+            log |= self._update(rollouts, starts, selection, settings)
         else:
             self.progress.skipped_no_signal += settings.inner_steps
 
@@ -159,10 +147,11 @@ class RLTrainer:
         decay = min(settings.old_decay_max, settings.old_decay_rate * self.iteration)
         update_average(self.old, self.model, decay)
         update_average(self.average, self.model, min(settings.ema_decay, (1 + self.iteration) / (10 + self.iteration)))
-        log |= {"kl_weight": self.progress.kl_weight, "distance_to_base": self.distance_to_base()}
+        distance = self.distance_to_base()
+        log |= {"kl_weight": self.progress.kl_weight, "distance_to_base": distance}
         if settings.kl_target > 0:
             self.progress.kl_level, self.progress.kl_weight = controlled_kl_weight(
-                self.progress.kl_level, log["distance_to_base"], settings.kl_target
+                self.progress.kl_level, distance, settings.kl_target
             )
         self.iteration += 1
         log |= {"old_decay": decay, "sample_growth": float(rollouts.abs().mean() / starts.source.abs().mean())}
@@ -211,27 +200,29 @@ class RLTrainer:
 
     def sample_reference(self, starts: Starts) -> torch.Tensor:
         """Samples of the base; every process computes all of them."""
-        return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None))])
+        return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None), self.settings)])
 
-    def _sample(self, starts: Starts) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]], float]:
+    def _sample(
+        self, starts: Starts, settings: RLSettings
+    ) -> tuple[torch.Tensor, list[Callable[[], dict[str, torch.Tensor]]], float]:
         """Every process samples its share of the rollouts, has them measured meanwhile, and gets all of them.
 
         Returns:
             The rollouts, what waits for the measurements, and the seconds that measuring held up the sampling.
         """
         rollouts, pending, measuring = [], [], 0.0
-        for samples, label in self._samples(self.old, starts, self._share(len(starts.source))):
+        for samples, label in self._samples(self.old, starts, self._share(len(starts.source)), settings):
             rollouts.append(samples)
             began = clock.perf_counter()
             pending.append(self.task.measure(samples, label))
             measuring += clock.perf_counter() - began
-        return self.accelerator.gather(torch.cat(rollouts)), pending, measuring
+        return self._gather(torch.cat(rollouts)), pending, measuring
 
     def _samples(
-        self, model: torch.nn.Module, starts: Starts, rows: slice
+        self, model: torch.nn.Module, starts: Starts, rows: slice, settings: RLSettings
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Sample from some of the starts, part by part; each with its labels."""
-        settings, device = self.settings, self.accelerator.device
+        device = self.accelerator.device
         columns = (starts.source[rows], starts.condition[rows], starts.label[rows])
         parts = zip(*(column.split(settings.train_batch_size) for column in columns), strict=True)
         for source, condition, label in parts:
@@ -244,23 +235,30 @@ class RLTrainer:
         """Wait for what this process measures; what all of them measured, in order."""
         parts = [result() for result in pending]
         own = {name: torch.cat([part[name] for part in parts]).to(self.accelerator.device) for name in parts[0]}
-        return {name: self.accelerator.gather(value) for name, value in own.items()}
+        return {name: self._gather(value) for name, value in own.items()}
+
+    def _gather(self, value: torch.Tensor) -> torch.Tensor:
+        """The rows of all processes, in order."""
+        return cast(torch.Tensor, self.accelerator.gather(value))
 
     def _advantages(
-        self, rewards: Mapping[str, torch.Tensor], groups: torch.Tensor, generator: torch.Generator
+        self,
+        rewards: Mapping[str, torch.Tensor],
+        groups: torch.Tensor,
+        generator: torch.Generator,
+        settings: RLSettings,
+        weights: Mapping[str, float] | None,
     ) -> Advantages:
-        settings, names = self.settings, ["combined"]
+        names = ["combined"]
         if settings.advantage_std == "per_reward":
             names = [name for name in rewards if name != "combined"]
-            if self.reward_weights is not None:
-                names = [name for name in names if self.reward_weights.get(name, 0) > 0]
+            if weights is not None:
+                names = [name for name in names if weights.get(name, 0) > 0]
         optimized = {name: rewards[name] for name in names}
         if settings.shuffle_rewards:
             order = torch.randperm(len(groups), generator=generator)
             optimized = {name: value[order] for name, value in optimized.items()}
-        return compute_advantages(
-            optimized, groups, self.reward_weights, settings.advantage_std, settings.advantage_clip
-        )
+        return compute_advantages(optimized, groups, weights, settings.advantage_std, settings.advantage_clip)
 
     def _enough_rewards(self, advantages: Advantages) -> bool:
         missing = 1 - float(advantages.finite.double().mean())
@@ -269,41 +267,41 @@ class RLTrainer:
             self.progress.bad_rewards = PATIENCE
         return missing <= MANY_MISSING
 
-    def _update(self, rollouts: torch.Tensor, starts: Starts, selection: Selection) -> dict[str, float]:
+    def _update(
+        self, rollouts: torch.Tensor, starts: Starts, selection: Selection, settings: RLSettings
+    ) -> dict[str, float]:
         """Take the optimiser steps of one iteration; the log is of the last one."""
         log, skipped = {}, self.progress.skipped_non_finite
-        for inner in range(self.settings.inner_steps):
-            log = self._gradient(rollouts, starts, selection, inner)
-            log |= {"learning_rate": self._optimizer_step(finite=log["grad_norm"] < float("inf"))}
-        all_skipped = self.progress.skipped_non_finite - skipped == self.settings.inner_steps
+        for inner in range(settings.inner_steps):
+            log = self._gradient(rollouts, starts, selection, settings, inner)
+            log["learning_rate"] = self._optimizer_step(settings, finite=log["grad_norm"] < float("inf"))
+        all_skipped = self.progress.skipped_non_finite - skipped == settings.inner_steps
         self.progress.bad_gradients = self.progress.bad_gradients + 1 if all_skipped else 0
         return {name: value for name, value in log.items() if abs(value) < float("inf")}
 
-    def _gradient(self, rollouts: torch.Tensor, starts: Starts, selection: Selection, inner: int) -> dict[str, float]:
-        settings, device = self.settings, self.accelerator.device
-        objective = OBJECTIVES[settings.objective]
+    def _gradient(
+        self, rollouts: torch.Tensor, starts: Starts, selection: Selection, settings: RLSettings, inner: int
+    ) -> dict[str, float]:
+        device, objective = self.accelerator.device, OBJECTIVES[settings.objective]
         # Drawn for all rollouts, so that neither the selection nor the number of processes changes what is drawn.
         generator = seeded_generator(settings.seed, "update", self.iteration, inner)
         source = self.task.couple(starts.label, generator)
         time = self.task.draw_times(len(starts.label), generator)
-        rows, draws, preference, share = (x.to(device) for x in self._shared_out(selection, objective.rows_together))
+        rows, draws, preference, share = (x.to(device) for x in self._shared_out(selection, settings.rows_together))
 
         parts = [slice(i, i + settings.train_batch_size) for i in range(0, len(rows), settings.train_batch_size)]
         sums = torch.zeros(3, device=device)
         for part in parts:
-            part_time, part_source = time[draws[part].cpu()].to(device), source[draws[part].cpu()].to(device)
-            rollout = rollouts[rows[part]]
-            t = part_time.view(-1, *[1] * (rollout.ndim - 1))
-            inputs = ((1 - t) * part_source + t * rollout, part_time, starts.condition[rows[part].cpu()].to(device))
+            drawn = draws[part].cpu()
+            path = PathSample(source[drawn].to(device), rollouts[rows[part]], time[drawn].to(device))
+            inputs = (path.x_t, path.t, starts.condition[rows[part].cpu()].to(device))
             with nullcontext() if part is parts[-1] else self.accelerator.no_sync(self.policy):
                 with self.accelerator.autocast():
                     velocity = self.policy(*inputs, return_dict=False)[0].float()
                     with torch.no_grad():
                         old_velocity = self.old(*inputs, return_dict=False)[0].float()
                         reference_velocity = self.reference(*inputs, return_dict=False)[0].float()
-                batch = Batch(
-                    velocity, old_velocity, reference_velocity, part_source, rollout, part_time, preference[part]
-                )
+                batch = Batch(velocity, old_velocity, reference_velocity, path, preference[part])
                 loss = objective.loss(batch, settings)
                 kl = (velocity - reference_velocity).square().flatten(1).mean(dim=1)
                 total = (share[part] * (loss + self.progress.kl_weight * kl)).sum()
@@ -312,12 +310,13 @@ class RLTrainer:
             to_old = (velocity - old_velocity).square().flatten(1).mean(dim=1)
             sums += torch.stack([(share[part] * value.detach()).sum() for value in (loss, kl, to_old)])
         grad_norm = self.accelerator.clip_grad_norm_(self.policy.parameters(), settings.max_grad_norm)
-        sums = self.accelerator.reduce(sums, "sum").tolist()
-        return dict(zip(("loss", "kl", "distance_to_old"), sums, strict=True)) | {"grad_norm": float(grad_norm)}
+        sums = cast(torch.Tensor, self.accelerator.reduce(sums, "sum")).tolist()
+        return dict(zip(("loss", "kl", "distance_to_old"), sums, strict=True)) | {
+            "grad_norm": float(cast(torch.Tensor, grad_norm))
+        }
 
-    def _optimizer_step(self, finite: bool) -> float:
+    def _optimizer_step(self, settings: RLSettings, finite: bool) -> float:
         """Step, unless the gradient is not finite; returns the learning rate."""
-        settings = self.settings
         # Adam's first steps move every weight by the whole rate, however small its gradient.
         warmup = min(1.0, (self.progress.updates + 1) / max(settings.lr_warmup_steps, 1))
         for group in self.optimizer.param_groups:

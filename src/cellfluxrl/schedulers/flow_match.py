@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 from diffusers.utils import BaseOutput
-from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.flow.noise import SOURCE_NOISES, sample_source_noise
+from cellfluxrl.flow.paths import PREDICTION_TYPES
 from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
 from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation, straight_before
-
-SOURCE_NOISES = ("white", "band_limited")
-PREDICTION_TYPES = ("velocity", "target")
 
 
 @dataclass
@@ -31,26 +28,6 @@ class CellFluxFlowMatchSchedulerOutput(BaseOutput):
 
     prev_sample: torch.Tensor
     pred_target_sample: torch.Tensor
-
-
-def band_limited_noise(noise: torch.Tensor, height: int, width: int) -> torch.Tensor:
-    """Up-sample white noise bicubically to smooth noise of unit variance at every pixel.
-
-    Args:
-        noise: `(N, C, h, w)`; standard normal values on a coarse grid.
-        height, width: Size of the result.
-
-    Returns:
-        `torch.Tensor` of shape `(N, C, height, width)`.
-    """
-    rows = _unit_variance_interpolation(noise.shape[-2], height).to(noise)
-    columns = _unit_variance_interpolation(noise.shape[-1], width).to(noise)
-    return rows @ noise @ columns.T
-
-
-def _unit_variance_interpolation(coarse: int, fine: int) -> torch.Tensor:
-    weights = F.interpolate(torch.eye(coarse)[None, None], size=(fine, coarse), mode="bicubic")[0, 0]
-    return weights / weights.norm(dim=1, keepdim=True)
 
 
 class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
@@ -303,31 +280,28 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
     def sample_source_noise(
         self,
-        shape: tuple[int, int, int, int],
+        shape: Sequence[int],
         generator: torch.Generator | list[torch.Generator] | None = None,
         device: torch.device | None = None,
         dtype: torch.dtype | None = None,
     ) -> torch.Tensor:
-        """Draw the noise that is added to a control image at t = 0.
+        """Draw the noise that is added to a control at t = 0 ([`cellfluxrl.flow.noise`]).
 
         Args:
-            shape: Shape of the control images.
+            shape: Shape of the controls, `(N, ...)`.
             generator: A list makes samples independent of the batch they are in.
 
         Returns:
-            `torch.Tensor` of that shape with standard deviation `source_noise_scale`.
+            Noise of that shape with standard deviation `source_noise_scale`.
+
+        Raises:
+            ValueError: For band-limited noise of samples that are not images.
         """
-        n, channels, height, width = shape
-        if self.config.source_noise == "white":
-            noise = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-        else:
-            side = self.config.source_noise_grid
-            coarse = randn_tensor((n, channels, side, side), generator=generator, device=device, dtype=dtype)
-            noise = band_limited_noise(coarse, height, width)
-            if detail := self.config.source_noise_detail:
-                white = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-                noise = (1 - detail**2) ** 0.5 * noise + detail * white
-        return self.config.source_noise_scale * noise
+        config = self.config
+        noise = sample_source_noise(
+            shape, config.source_noise, config.source_noise_grid, config.source_noise_detail, generator, device, dtype
+        )
+        return config.source_noise_scale * noise
 
     def __len__(self) -> int:
         return len(self.timesteps)

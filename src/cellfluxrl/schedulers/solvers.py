@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import torch
 
+from cellfluxrl.flow.paths import per_sample
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -116,7 +118,7 @@ def straight_before(now: Evaluation, before: Evaluation, renewed: torch.Tensor) 
 
     Velocity and predicted target are then those of `now`, which makes the next step of any multistep solver Euler's.
     """
-    renewed = renewed.view(-1, *[1] * (now.sample.ndim - 1))
+    renewed = per_sample(renewed, now.sample)
     sample = torch.add(now.sample, now.velocity, alpha=before.time - now.time)
     return Evaluation(
         before.time,
