@@ -9,7 +9,8 @@ import torch
 
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.selection import StreamingMatch, select_best, select_reject
-from cellfluxrl.rewards.suite import Measured, RewardSuite
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.suite import RewardSuite
 
 SELECTIONS = ("best", "match", "reject")
 

@@ -16,7 +16,9 @@ from tqdm import tqdm
 
 from cellfluxrl.data.image_files import ImagesToScore
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.rewards.suite import FORMS, Measured, RewardSuite
+from cellfluxrl.rewards.forms import FORMS
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.suite import RewardSuite
 
 logger = logging.getLogger(__name__)
 

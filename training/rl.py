@@ -25,7 +25,8 @@ from cellfluxrl.hub.records import write_record
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
-from cellfluxrl.rewards.suite import FORMS, RewardSuite
+from cellfluxrl.rewards.forms import FORMS
+from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.curriculum import check_curriculum, overrides_at
 from cellfluxrl.rl.interrupt import Interrupt, Interrupted

@@ -7,7 +7,8 @@ from cellfluxrl import MoAClassifier, Reward, RewardSuite
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.rewards.suite import MINIMUM_SPREAD, REAL_RANGE, Measured
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.real_range import MINIMUM_SPREAD, REAL_RANGE
 
 MOA = "DNA damage"
 

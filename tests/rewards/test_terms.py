@@ -10,7 +10,8 @@ import torch
 from cellfluxrl import MoAClassifier, Reward, RewardSuite
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.rewards import register_reward
-from cellfluxrl.rewards.terms import REWARD_NAMES, find_reward
+from cellfluxrl.rewards.biological import REWARD_NAMES
+from cellfluxrl.rewards.terms import find_reward
 
 NUCLEUS_IN_THE_MIDDLE = Reward(
     "nucleus_in_the_middle",
@@ -107,10 +108,8 @@ def test_a_suite_whose_reward_is_not_installed_says_which(fit, cells, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"needs": ["mask"], "score": len}, r"unknown need of reward 'mine': 'mask'; did you mean 'masks'\?"),
-        ({"needs": "masks", "score": len}, "must be a sequence of names, got the string 'masks'"),
-        ({"needs": ["masks"]}, "reward 'mine' needs a score or a statistic"),
-        ({"name": "combined", "needs": [], "score": len}, "'combined' is the name of the weighted mean"),
+        ({}, "reward 'mine' needs a score or a statistic"),
+        ({"name": "combined", "score": len}, "'combined' is the name of the weighted mean"),
     ],
 )
 def test_what_is_no_reward_is_refused(arguments, message):

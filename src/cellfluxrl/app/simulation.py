@@ -21,8 +21,9 @@ from cellfluxrl.models.compound_encoder import morgan_counts
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.controls import open_controls
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.real_range import REAL_RANGE
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, make_segmenter
-from cellfluxrl.rewards.suite import REAL_RANGE, Measured
 from cellfluxrl.seeding import seeded_generator
 
 DEMO_PIPELINE = Path("runs/demo/pipeline")
