@@ -474,6 +474,10 @@ class RewardSuite(ModelMixin, ConfigMixin):
             )
         self.check_moas(moa)
         self._check_size(tuple(images.shape[2:]), pixel_size)
+        self.check_context(context)
+
+    def check_context(self, context: Context) -> None:
+        """Raise a `ValueError` if a reward looks at something that is not known of the images."""
         for name, looks in self.looks_at.items():
             for column in COLUMNS:
                 if column in looks and getattr(context, column) is None:
