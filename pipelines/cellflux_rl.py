@@ -268,7 +268,13 @@ class CellFluxRLPipeline(CellFluxPipeline):
             return None
         # What cannot be scored is refused before the work, not after.
         self.rewards.classifier.class_indices(moas)
-        self.rewards.check_context(context)
+        try:
+            self.rewards.check_context(context)
+        except ValueError as error:
+            if best_of_n > 1:
+                raise
+            logger.warning("the images are not scored: %s", error)
+            return None
         return moas
 
     def _expected_moas(

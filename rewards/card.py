@@ -46,6 +46,8 @@ def suite_card(suite: RewardSuite) -> str:
             for reward in suite.rewards
         ],
         own_rewards=[reward.name for reward in suite.rewards if reward.name not in REWARD_NAMES],
+        plugins=suite.config["plugins"] or [],
+        units=[f"`{reward.name}`: {reward.unit}" for reward in suite.rewards if reward.unit],
         statistics=suite.statistic_names,
         moas=[
             {

@@ -20,8 +20,8 @@ class Context(Rows):
     """What is known of N images besides their pixels; `None` is not known.
 
     Args:
-        control: `(N, C, H, W)`; the control cell of each: a tensor of floats in [-1, 1] or of uint8, an array of
-            uint8, or [`PickedImages`] of such.
+        control: `(N, C, H, W)`; the control cell of each: floats in [-1, 1] or uint8, as a tensor, an array or
+            [`PickedImages`].
         compound: `(N,)`; names.
         concentration: `(N,)`; in uM.
         plate: `(N,)`; names.
@@ -100,11 +100,10 @@ def context_of_table(table: pd.DataFrame, read: Callable[[np.ndarray], np.ndarra
         read: From rows of the table, `(N,)`, to their images; called when a reward looks at the controls.
         seed: Which controls.
     """
-    names = [name for name in ("compound", "plate") if name in table]
-    columns: dict[str, Any] = {name: table[name].to_numpy(dtype=object) for name in names}
+    columns: dict[str, Any] = {name: np.asarray(table[name]) for name in ("compound", "plate") if name in table}
     if "concentration" in table:
-        columns["concentration"] = pd.to_numeric(table["concentration"], errors="coerce").to_numpy(dtype=float)
-    if "plate" not in table or "is_control" not in table:
+        columns["concentration"] = np.asarray(pd.to_numeric(table["concentration"], errors="coerce"), dtype=float)
+    if "plate" not in table or "is_control" not in table or table["is_control"].dtype != bool:
         return Context(**columns)
     drawn = _drawn_controls(table, seed)
 

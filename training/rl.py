@@ -26,6 +26,7 @@ from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.rewards.forms import FORMS
+from cellfluxrl.rewards.plugins import load_plugins
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.curriculum import check_curriculum, overrides_at
@@ -47,7 +48,8 @@ def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
     """Load the reward suite, or fit one on the training cells."""
     if args.rewards:
         return RewardSuite.from_pretrained(args.rewards)
-    return RewardSuite.fit(cells["train"], MoAClassifier.from_pretrained(args.classifier), seed=args.seed)
+    classifier = MoAClassifier.from_pretrained(args.classifier)
+    return RewardSuite.fit(cells["train"], classifier, seed=args.seed, plugins=args.plugins or ())
 
 
 def check_arguments(args: RLArguments) -> None:
@@ -211,6 +213,7 @@ def train(
     """Run the post-training and return the pipeline that was saved to `args.output_dir`."""
     # 1. Data, pipeline, rewards
     check_arguments(args)
+    load_plugins(args.plugins or ())
     if pipeline is None and args.pretrained_model_name_or_path is None:
         raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
     if suite is None and (args.rewards is None) == (args.classifier is None):

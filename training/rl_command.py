@@ -31,6 +31,7 @@ class RLArguments(HubArguments):
     pretrained_model_name_or_path: str | None = option(None, "the pretrained pipeline")
     classifier: str | None = option(None, "folder of the MoA classifier that the reward suite is fitted with")
     rewards: str | None = option(None, "folder of a fitted reward suite, instead of --classifier")
+    plugins: list[str] | None = option(None, "modules that hold custom rewards or segmenters, such as my_rewards")
     reward_form: str = option("energy", "'energy' (real cells are the optimum) or 'deviation' (the paper's)")
     reward_weights: str | None = option(
         None, "as moa=2,roundness=1: weights of the rewards, the others count nothing; default: those of the suite"

@@ -84,7 +84,7 @@ def test_the_range_is_saved_with_the_suite(suite, real, measured, tmp_path):
 
 
 def test_without_statistics_the_range_is_that_of_the_scores(simulated_cells):
-    brightness = Reward("brightness_in_a_range", needs=["images"], score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
+    brightness = Reward("brightness_in_a_range", score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
     classifier = MoAClassifier(moas=[CONTROL, *MOAS], width=4)
     few = RewardSuite.fit(simulated_cells["train"], classifier, rewards=[brightness])
     assert (few.score_floor == few.score_floor[0]).all()  # 8 to 12 cells each: that of all together

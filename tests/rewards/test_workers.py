@@ -35,7 +35,7 @@ PLUGIN = """
                 os.kill(os.getpid(), signal.SIGKILL)
         return seen.images.mean(dim=(1, 2, 3))
 
-    fragile = Reward("fragile", needs=["images"], score=score)
+    fragile = Reward("fragile", score=score)
 """
 
 # Starts a worker, is interrupted while that loads, and ends with the worker in the middle of an image.

@@ -88,6 +88,7 @@ def test_rollouts_of_one_control_differ_by_their_noise_alone(task):
     for group in starts.group.unique():
         own = starts.source[starts.group == group]
         assert (own == own[0]).all()
+    assert torch.equal(starts.source, starts.context["control"]), "which rewards may compare with"
     noisy = task().draw(seeded_generator(0, "test"))
     assert (noisy.source[0] != noisy.source[1]).any()
 
