@@ -38,9 +38,14 @@ from cellfluxrl.evaluation.statistics.metrics import (
     relative_spread,
 )
 from cellfluxrl.figures import COLORS, DOTS_PER_INCH, styled
-from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
-from cellfluxrl.pipelines.selection import select_match
+from cellfluxrl.pipelines.selection import (
+    SELECTIONS,
+    CandidateScores,
+    choose_candidates,
+    score_candidates,
+    select_match,
+)
 from cellfluxrl.rewards.energy import pairwise
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa

@@ -14,7 +14,6 @@ from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.integration import solve
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
-from cellfluxrl.pipelines.candidates import SELECTIONS, CandidateScores, choose_candidates, score_candidates
 from cellfluxrl.pipelines.cellflux import (
     OUTPUT_TYPES,
     CellFluxPipeline,
@@ -24,7 +23,14 @@ from cellfluxrl.pipelines.cellflux import (
 )
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
 from cellfluxrl.pipelines.search import search_noise, steer
-from cellfluxrl.pipelines.selection import StreamingMatch
+from cellfluxrl.pipelines.selection import (
+    SELECTIONS,
+    CandidateScores,
+    StreamingMatch,
+    choose_candidates,
+    score_candidates,
+)
+from cellfluxrl.rewards.context import Context
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
@@ -38,12 +44,14 @@ CANDIDATE_BYTES = 2**24  # of float32 candidates that are in memory at once
 @dataclass(frozen=True)
 class _Wanted:
     """Images to be generated, `count` candidates for each of M: their controls `(M, C, H, W)`, conditions `(M, D)` or
-    `None`, expected MoAs, and one generator, or one for each of the `M * count` candidates.
+    `None`, expected MoAs, what rewards may know of them, and one generator, or one for each of the `M * count`
+    candidates.
     """
 
     control: torch.Tensor
     condition: torch.Tensor | None
     moas: list[str]
+    context: Context
     generator: torch.Generator | list[torch.Generator] | None
     count: int
 
@@ -53,6 +61,7 @@ class _Wanted:
             self.control[start:end],
             None if self.condition is None else self.condition[start:end],
             self.moas[start:end],
+            self.context.take(slice(start, end)),
             own[start * self.count : end * self.count] if isinstance(own, list) else own,
             self.count,
         )
@@ -165,16 +174,16 @@ class CellFluxRLPipeline(CellFluxPipeline):
         self._check_choice(best_of_n, selection, selection_reward, search)
         self._check_search(best_of_n, search, search_kwargs or {}, settings)
         num_rows = self.count_rows(control, **treatment)
-        moas = self._scored_moas(num_rows, best_of_n, moa, treatment)
+        context = _context(control.expand(num_rows, -1, -1, -1), compound, concentration)
+        moas = self._scored_moas(num_rows, best_of_n, moa, treatment, context)
 
         # 2. Generate, and choose
         if best_of_n == 1:
             several = {"num_images_per_control": num_images_per_control, "generator": generator}
             output = super().__call__(control_images, **treatment, **settings, **several, output_type="pt")
             if moas is not None:
-                expected = [m for m in moas for _ in range(num_images_per_control)]
-                scores = score_candidates(self.rewards, output.images, expected)
-                _add_scores(output, scores.chosen(torch.zeros(len(expected), dtype=torch.long)))
+                scores = score_candidates(self.rewards, output.images, moas, context)
+                _add_scores(output, scores.map(lambda values: values.flatten(0, 1)))
         else:
             checked = ("guidance_interval", "batch_size", "direction", "callback_on_step_end_tensor_inputs")
             self.check_inputs(
@@ -192,6 +201,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
                 control=control.expand(num_rows, -1, -1, -1)[rows].to(device, dtype),
                 condition=None if condition is None else condition.to(device, dtype)[rows.to(device)],
                 moas=[moas[i] for i in rows.tolist()],
+                context=context.take(rows),
                 generator=generator,
                 count=best_of_n,
             )
@@ -239,7 +249,12 @@ class CellFluxRLPipeline(CellFluxPipeline):
             raise ValueError(f"search={search!r} does not take {', '.join(refused)}")
 
     def _scored_moas(
-        self, count: int, best_of_n: int, moa: str | Sequence[str] | None, treatment: Mapping[str, Any]
+        self,
+        count: int,
+        best_of_n: int,
+        moa: str | Sequence[str] | None,
+        treatment: Mapping[str, Any],
+        context: Context,
     ) -> list[str] | None:
         """The MoA to score each of `count` rows for; `None` if they are not to be scored."""
         moas = self._expected_moas(count, treatment["compound"], moa)
@@ -253,7 +268,15 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if strange and moa is None and best_of_n == 1:
             logger.warning("the images are not scored: the rewards were not fitted on %s", sorted(strange))
             return None
-        self.rewards.classifier.class_indices(moas)  # an unknown MoA is refused before the work, not after
+        # What cannot be scored is refused before the work, not after.
+        self.rewards.classifier.class_indices(moas)
+        try:
+            self.rewards.check_context(context)
+        except ValueError as error:
+            if best_of_n > 1:
+                raise
+            logger.warning("the images are not scored: %s", error)
+            return None
         return moas
 
     def _expected_moas(
@@ -291,7 +314,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             if search is None:
                 condition = group.conditions(group.count)
                 candidates, trajectory = self._integrate(self._sources(group), condition, Sampling(**settings))
-                scores = score_candidates(self.rewards, candidates, group.moas)
+                scores = score_candidates(self.rewards, candidates, group.moas, group.context)
             else:
                 draw = self._steered if search == "steer" else self._searched
                 candidates, scores = draw(group, selection_reward, search_kwargs, settings)
@@ -346,7 +369,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             return self._integrate(source, wanted.conditions(count), Sampling(**settings))[0]
 
         def score(images: torch.Tensor) -> torch.Tensor:
-            rounds.append(score_candidates(self.rewards, images, wanted.moas))
+            rounds.append(score_candidates(self.rewards, images, wanted.moas, wanted.context))
             return rounds[-1].rewards[reward].flatten()
 
         def draw_noise(start: int, end: int) -> torch.Tensor:
@@ -378,7 +401,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
 
         def score(targets: torch.Tensor) -> torch.Tensor:
             seen = targets.float().clamp(-1, 1)
-            return score_candidates(self.rewards, seen, wanted.moas).rewards[reward].flatten()
+            return score_candidates(self.rewards, seen, wanted.moas, wanted.context).rewards[reward].flatten()
 
         images = steer(
             self._sources(wanted),
@@ -392,7 +415,20 @@ class CellFluxRLPipeline(CellFluxPipeline):
             **search_kwargs,
         )
         images = images.float().clamp(-1, 1)
-        return images, score_candidates(self.rewards, images, wanted.moas)
+        return images, score_candidates(self.rewards, images, wanted.moas, wanted.context)
+
+
+def _context(
+    control: torch.Tensor, compound: str | Sequence[str] | None, concentration: float | Sequence[float] | None
+) -> Context:
+    """What rewards may know of images: one compound or concentration stands for all."""
+
+    def column(value: Any) -> list[Any]:
+        return [value] * len(control) if value is None or isinstance(value, (str, int, float)) else list(value)
+
+    columns = {"compound": column(compound), "concentration": column(concentration)}
+    known = {name: values for name, values in columns.items() if None not in values}
+    return Context.of(len(control), control=control, **known)
 
 
 def _add_scores(output: CellFluxPipelineOutput, scores: CandidateScores) -> None:

@@ -3,7 +3,8 @@
 from cellfluxrl.lazy import lazy_names
 
 _PUBLIC = {
-    "Observation": "cellfluxrl.rewards.terms",
+    "REWARDS": "cellfluxrl.rewards.biological",
+    "Observation": "cellfluxrl.rewards.observation",
     "Reward": "cellfluxrl.rewards.terms",
     "RewardSuite": "cellfluxrl.rewards.suite",
     "register_reward": "cellfluxrl.rewards.terms",

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Protocol
 
 import torch
 from huggingface_hub import ModelCardData
 
 from cellfluxrl.hub.cards import render_card
+from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.statistics import FEW_IMAGES
-from cellfluxrl.rewards.terms import REWARD_NAMES, Reward
-
-MEANINGS = {
-    "moa": "the classifier's probability of the true MoA; 0 without a nucleus",
-    "containment": "share of the nuclei's pixels that lies inside cells, 0 to 1",
-    "roundness": "mean roundness of the nuclei, compared with real cells of the MoA",
-    "nucleus_size": "area of the largest nucleus, compared with real cells of the MoA",
-    "cytoplasm_size": "area of the largest cell, nucleus included, compared with real cells of the MoA",
-    "nucleus_count": "number of nuclei, compared with real cells of the MoA",
-    "cytoplasm_count": "number of cells, compared with real cells of the MoA",
-}
+from cellfluxrl.rewards.terms import Reward
 
 
 class FittedSuite(Protocol):
@@ -32,6 +23,7 @@ class FittedSuite(Protocol):
     channel_names: Sequence[str]
     statistic_names: Sequence[str]
     rewards: Sequence[Reward]
+    looks_at: Mapping[str, Set[str]]
     weights: dict[str, float]
     count: torch.Tensor
     mean: torch.Tensor
@@ -64,10 +56,12 @@ def suite_card(suite: FittedSuite) -> str:
         pixel_size=f"{suite.config.pixel_size:g}" if suite.config.pixel_size else None,
         example=(known or suite.moas)[-1],
         rewards=[
-            {"name": reward.name, "weight": f"{suite.weights[reward.name]:.3f}", "meaning": _meaning(reward)}
+            {"name": reward.name, "weight": f"{suite.weights[reward.name]:.3f}", "meaning": reward.description}
             for reward in suite.rewards
         ],
         own_rewards=[reward.name for reward in suite.rewards if reward.name not in REWARD_NAMES],
+        plugins=suite.config["plugins"] or [],
+        units=[f"`{reward.name}`: {reward.unit}" for reward in suite.rewards if reward.unit],
         statistics=suite.statistic_names,
         moas=[
             {
@@ -100,15 +94,9 @@ def separability_text(suite: FittedSuite) -> dict[str, str]:
 
     The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.
     """
-    blind = [reward.name for reward in suite.rewards if "classifier" not in reward.needs]
-    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name in blind}
+    knowing = {name for name, looks in suite.looks_at.items() if looks & {"classifier", "moa"}}
+    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name not in knowing}
 
 
 def _three_digits(number: float) -> str:
     return f"{number:.3g}" if abs(number) < 1000 else f"{number:.0f}"
-
-
-def _meaning(reward: Reward) -> str:
-    if reward.name in MEANINGS:
-        return MEANINGS[reward.name]
-    return "a statistic, compared with real cells of the MoA" if reward.statistic else "a score of its own"

@@ -3,50 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
-from cellfluxrl.rewards.suite import Measured, RewardSuite
+from cellfluxrl.rewards.context import NO_CONTEXT, Context
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.suite import RewardSuite
+from cellfluxrl.rows import Rows
 
 
 @dataclass(frozen=True)
-class PartlyMeasured:
+class PartlyMeasured(Rows):
     """What a suite measured in N images, some of which failed.
 
     Args:
-        measured: NaN in the rows of images that failed.
+        measured: Values and scores; NaN in the rows of images that failed.
         failed: `(N,)`; which did, as booleans.
     """
 
-    measured: Measured
+    measured: Measured = field(metadata={"rows": Measured})
     failed: torch.Tensor
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        """All of it as tensors whose first axis counts the images, so that processes can gather them."""
-        scores = {f"score/{name}": score for name, score in self.measured.scores.items()}
-        return {"values": self.measured.values, "failed": self.failed, **scores}
+    @classmethod
+    def nothing(cls, suite: RewardSuite, count: int) -> PartlyMeasured:
+        """`count` images that failed, to be filled in by [`put`]."""
+        values = torch.full((count, len(suite.statistic_names)), torch.nan)
+        scores = {reward.name: torch.full((count,), torch.nan) for reward in suite.rewards if reward.score}
+        return cls(Measured(values, scores), torch.ones(count, dtype=torch.bool))
 
-    @staticmethod
-    def from_tensors(tensors: dict[str, torch.Tensor]) -> PartlyMeasured:
-        """Undo [`tensors`]."""
-        scores = {name.removeprefix("score/"): value for name, value in tensors.items() if name.startswith("score/")}
-        return PartlyMeasured(Measured(tensors["values"], scores, {}), tensors["failed"])
-
-
-def nothing_measured(suite: RewardSuite, count: int) -> PartlyMeasured:
-    """`count` images that failed, to be filled in."""
-    values = torch.full((count, len(suite.statistic_names)), torch.nan)
-    scores = {reward.name: torch.full((count,), torch.nan) for reward in suite.rewards if reward.score}
-    return PartlyMeasured(Measured(values, scores, {}), torch.ones(count, dtype=torch.bool))
-
-
-def put(whole: PartlyMeasured, rows: torch.Tensor, part: PartlyMeasured) -> None:
-    """Write what was measured in some images into their rows of `whole`."""
-    whole.failed[rows] = part.failed.cpu()
-    whole.measured.values[rows] = part.measured.values.cpu()
-    for name, score in part.measured.scores.items():
-        whole.measured.scores[name][rows] = score.cpu()
+    @classmethod
+    def all_of(cls, measured: Measured) -> PartlyMeasured:
+        """Images none of which failed."""
+        essentials = replace(measured, measurements={}, features=None)
+        return cls(essentials, torch.zeros(len(measured), dtype=torch.bool))
 
 
 def finite_rows(images: torch.Tensor) -> torch.Tensor:
@@ -54,23 +44,26 @@ def finite_rows(images: torch.Tensor) -> torch.Tensor:
     return images.flatten(1).isfinite().all(dim=1).nonzero()[:, 0].cpu()
 
 
-def measure_finite(suite: RewardSuite, images: torch.Tensor, moa: Sequence[str]) -> PartlyMeasured:
+def measure_finite(
+    suite: RewardSuite, images: torch.Tensor, moa: Sequence[str], context: Context = NO_CONTEXT
+) -> PartlyMeasured:
     """Measure the images whose pixels are all finite; the others have failed.
 
     Args:
         suite: What to measure for.
         images: `(N, C, H, W)`; floats in [-1, 1].
         moa: The true MoA of each.
+        context: What else is known of the images.
 
     Raises:
         ValueError: As [`RewardSuite.check_batch`] says.
     """
-    suite.check_batch(images, moa)
-    whole, rows = nothing_measured(suite, len(images)), finite_rows(images)
+    suite.check_batch(images, moa, context=context)
+    whole, rows = PartlyMeasured.nothing(suite, len(images)), finite_rows(images)
     if len(rows):
         names = [moa[i] for i in rows.tolist()]
-        measured = suite.measure_batches(images[rows.to(images.device)], names, batch_size=len(rows))
-        put(whole, rows, PartlyMeasured(measured, torch.zeros(len(rows), dtype=torch.bool)))
+        measured = suite.measure_batches(images[rows.to(images.device)], names, len(rows), context.take(rows))
+        whole.put(rows, PartlyMeasured.all_of(measured))
     return whole
 
 
@@ -98,10 +91,9 @@ def score_partly(
     names = [*(reward.name for reward in suite.rewards), "combined"]
     result = {name: torch.full((len(seen.failed),), torch.nan, device=suite.device) for name in names}
     if len(rows):
-        values = seen.measured.values.cpu()[rows].to(suite.device)
-        own = {name: score.cpu()[rows].to(suite.device) for name, score in seen.measured.scores.items()}
+        measured = seen.measured.map(lambda column: column.cpu()[rows].to(suite.device))
         groups = None if groups is None else groups.cpu()[rows]
-        scores = suite.score(Measured(values, own, {}), [moa[i] for i in rows.tolist()], form, groups, weights)
+        scores = suite.score(measured, [moa[i] for i in rows.tolist()], form, groups, weights)
         for name, score in scores.items():
             result[name][rows.to(suite.device)] = score
     return result
@@ -114,5 +106,4 @@ def scaled_statistics(suite: RewardSuite, seen: PartlyMeasured, moa: Sequence[st
         `(N, S)`; columns as in `suite.statistic_names`; NaN where there is nothing to measure.
     """
     values = seen.measured.values.to(suite.device)
-    scaled = suite.standardise(Measured(values, {}, {}), moa)
-    return scaled.masked_fill(~values.isfinite(), torch.nan)
+    return suite.standardise(Measured(values, {}), moa).masked_fill(~values.isfinite(), torch.nan)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +15,11 @@ from tqdm import tqdm
 from cellfluxrl.data.image_files import ImagesToScore
 from cellfluxrl.data.images import unit_floats
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.rewards.suite import FORMS, Measured, RewardSuite
+from cellfluxrl.files import write_whole
+from cellfluxrl.rewards.context import context_of_table
+from cellfluxrl.rewards.forms import FORMS
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.suite import RewardSuite
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +70,11 @@ def score_images(
     parts: list[Measured] = []
     skipped = list(images.skipped)
 
+    def read_controls(rows: np.ndarray) -> np.ndarray:
+        return np.stack([_in_model_range(images.read(int(row))) for row in rows])
+
+    context = context_of_table(images.rows, read_controls)
+
     def table() -> pd.DataFrame:
         scored = _table(images.rows.iloc[kept].reset_index(drop=True), Measured.cat(parts), suite, form, group_by)
         scored.attrs = {"form": form, "group_by": list(group_by), "skipped": skipped}
@@ -79,7 +86,8 @@ def score_images(
                 rows, batch = _read_batch(images, range(start, min(start + batch_size, len(moas))), suite, skipped)
                 if rows:
                     names = [moas[row] for row in rows]
-                    parts.append(suite.measure(batch, names, pixel_size=pixel_size, batch_size=batch_size))
+                    known = context.take(np.array(rows))
+                    parts.append(suite.measure(batch, names, pixel_size, batch_size, known))
                     kept += rows
                 progress.update(min(batch_size, len(moas) - start))
     except BaseException:
@@ -96,7 +104,7 @@ def _read_batch(
 ) -> tuple[list[int], np.ndarray]:
     """The rows that can be read, and their images as one array of `(N, C, H, W)`."""
     kept, batch = [], []
-    size = suite.config.image_size
+    size = suite.config["image_size"]
     for row in rows:
         try:
             image = images.read(row)
@@ -130,15 +138,13 @@ def _table(
     return pd.concat([rows, pd.DataFrame({name: values.cpu().numpy() for name, values in columns.items()})], axis=1)
 
 
+def _in_model_range(image: np.ndarray) -> np.ndarray:
+    return np.float32(image) / 127.5 - 1 if image.dtype == np.uint8 else 2 * np.float32(image) - 1
+
+
 def write_parquet(table: pd.DataFrame, path: str | Path) -> None:
     """Write a table, or nothing: a file that is there is replaced once the new one is whole."""
-    path = Path(path)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")
-    try:
-        table.to_parquet(partial, index=False)
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: table.to_parquet(partial, index=False))
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -57,6 +57,10 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
     if len(values) == 0 or int(count.max()) < 2:
         raise ValueError(f"no MoA has two images with everything to measure, of {len(whole)}: no spread can be fitted")
 
+    if values.shape[1] == 0:
+        nothing = torch.zeros(num_moas, 0)
+        return Statistics(nothing, nothing, torch.zeros(num_moas, REFERENCE_SIZE, 0), count)
+
     own = [values[index == k] for k in range(num_moas)]
     nothing = torch.zeros(values.shape[1], dtype=values.dtype)
     mean = torch.stack([v.mean(dim=0) if len(v) else nothing for v in own])

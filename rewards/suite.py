@@ -1,4 +1,4 @@
-"""The seven biological rewards as one object that is fitted on real cells, saved, and called on images."""
+"""The rewards as one object that is fitted on real cells, saved, and called on images."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import logging
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import numpy as np
@@ -22,67 +21,18 @@ from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.mixin import HubModelMixin
 from cellfluxrl.models.moa_classifier import MoAClassifier
+from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.card import suite_card
-from cellfluxrl.rewards.energy import distances_to_real, energy_rewards
-from cellfluxrl.rewards.segmentation.measurements import measure
+from cellfluxrl.rewards.context import COLUMNS, NO_CONTEXT, Context, MissingContextError, context_of_dataset
+from cellfluxrl.rewards.forms import FORMS, Groups, deviation_scores, energy_scores, standardise
+from cellfluxrl.rewards.measuring import Measured, Observer, statistic_names
+from cellfluxrl.rewards.plugins import load_named_plugins, load_plugins
+from cellfluxrl.rewards.real_range import balanced_weights, outside_real_range, score_floor
 from cellfluxrl.rewards.segmentation.protocol import Masks, Segmenter, make_segmenter
 from cellfluxrl.rewards.statistics import FEW_IMAGES, REFERENCE_SIZE, Statistics, fit_statistics, separability
-from cellfluxrl.rewards.terms import REWARD_NAMES, Observation, Reward, find_reward, register_reward
+from cellfluxrl.rewards.terms import Reward, find_reward, register_reward
 
 logger = logging.getLogger(__name__)
-
-FORMS = ("deviation", "energy")
-MINIMUM_SPREAD = 0.05
-UNMEASURED = -10.0  # standard deviations from the real mean
-REAL_RANGE = (0.025, 0.975)  # quantiles of real cells between which something counts as real
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What a suite needs to know of N images to score them in any form.
-
-    Args:
-        values: `(N, S)`; the statistics of `statistic_names`; NaN where there is nothing to measure.
-        scores: The rewards that have a score of their own, each `(N,)`.
-        measurements: See [`measure`]; each `(N,)`, none if no reward needs masks.
-        features: `(N, D)`; the classifier's, where a reward needs it.
-    """
-
-    values: torch.Tensor
-    scores: dict[str, torch.Tensor]
-    measurements: dict[str, torch.Tensor]
-    features: torch.Tensor | None = None
-
-    def room_for(self, count: int) -> Measured:
-        """Of the same kind, uninitialised, for `count` images."""
-
-        def room(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            return {name: tensor.new_empty(count) for name, tensor in tensors.items()}
-
-        values, features = (
-            None if t is None else t.new_empty(count, t.shape[1]) for t in (self.values, self.features)
-        )
-        return Measured(values, room(self.scores), room(self.measurements), features)
-
-    def put(self, start: int, part: Measured) -> None:
-        """Write what was measured in some images to the rows from `start`."""
-        rows = slice(start, start + len(part.values))
-        self.values[rows] = part.values
-        if self.features is not None:
-            self.features[rows] = part.features
-        for name in ("scores", "measurements"):
-            for key, tensor in getattr(part, name).items():
-                getattr(self, name)[key][rows] = tensor
-
-    @staticmethod
-    def cat(parts: Sequence[Measured]) -> Measured:
-        """Join what was measured in several batches."""
-
-        def joined(name: str) -> dict[str, torch.Tensor]:
-            return {key: torch.cat([getattr(part, name)[key] for part in parts]) for key in getattr(parts[0], name)}
-
-        features = None if parts[0].features is None else torch.cat([part.features for part in parts])
-        return Measured(torch.cat([part.values for part in parts]), joined("scores"), joined("measurements"), features)
 
 
 class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
@@ -106,6 +56,9 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             in both forms.
         image_size: Height and width in pixels of the images that were fitted.
         pixel_size: Width of their pixels in micrometres.
+        plugins: Modules that hold custom rewards or segmenters, which the user has to name too
+            ([`load_named_plugins`]).
+        looks_at: What each reward looks at, see [`Observation`]; found by [`fit`].
 
     Example:
         >>> suite = RewardSuite.from_pretrained("runs/demo/pipeline/rewards")         # doctest: +SKIP
@@ -115,6 +68,17 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
     hub_kind = "reward suite"
     hub_message = "Biological rewards, fitted with CellFluxRL"
+
+    classifier: MoAClassifier
+    mean: torch.Tensor
+    std: torch.Tensor
+    reference: torch.Tensor
+    count: torch.Tensor
+    real_rewards: torch.Tensor
+    score_floor: torch.Tensor
+    feature_mean: torch.Tensor
+    feature_scale: torch.Tensor
+    feature_reference: torch.Tensor
 
     @register_to_config
     def __init__(
@@ -126,9 +90,14 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         reward_weights: dict[str, float] | None = None,
         image_size: Sequence[int] | None = None,
         pixel_size: float | None = None,
+        plugins: Sequence[str] | None = None,
+        looks_at: Mapping[str, Sequence[str]] | None = None,
     ):
         super().__init__()
-        self.classifier = MoAClassifier.from_config(classifier_config).eval().requires_grad_(False)
+        load_named_plugins(plugins or ())
+        self.classifier = (
+            cast(MoAClassifier, MoAClassifier.from_config(classifier_config)).eval().requires_grad_(False)
+        )
         settings = {"channel_names": self.channel_names, **(segmenter_settings or {})}
         if tuple(settings["channel_names"]) != self.channel_names:
             raise ValueError(
@@ -157,28 +126,37 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     @property
     def moas(self) -> list[str]:
         """The MoAs that the classifier knows; those without real images in the fit cannot be scored against."""
-        return list(self.classifier.config.moas)
+        return list(self.classifier.config["moas"])
 
     @property
     def channel_names(self) -> tuple[str, ...]:
         """The channels of the images, in order."""
-        return tuple(self.classifier.config.channel_names)
+        return tuple(self.classifier.config["channel_names"])
 
     @property
     def statistic_names(self) -> tuple[str, ...]:
         """The rewards that compare a statistic with real cells: first those that have nothing else, then `moa`."""
-        own = [reward.name for reward in self.rewards if reward.statistic and not reward.score]
-        return (*own, *(reward.name for reward in self.rewards if reward.statistic and reward.score))
-
-    @property
-    def uses_classifier(self) -> bool:
-        """Whether a reward needs the classifier's verdict, and images are therefore shown to it."""
-        return any("classifier" in reward.needs for reward in self.rewards)
+        return statistic_names(self.rewards)
 
     @property
     def score_names(self) -> tuple[str, ...]:
         """The rewards that have a score and no statistic, such as containment."""
         return tuple(reward.name for reward in self.rewards if not reward.statistic)
+
+    @property
+    def looks_at(self) -> dict[str, set[str]]:
+        """What each reward looks at besides the images, as found when the suite was fitted; see [`Observation`]."""
+        if self.config["looks_at"] is not None:
+            return {name: set(looks) for name, looks in self.config["looks_at"].items()}
+        # Suites that were saved before this was found out. Of the seven only `moa` looks at the classifier.
+        return {r.name: {"classifier"} if r.name == "moa" else set(r.needs) for r in self.rewards}
+
+    @property
+    def uses_classifier(self) -> bool:
+        """Whether a reward looks at the classifier's verdict, and images are therefore shown to it."""
+        return any("classifier" in looks for looks in self.looks_at.values())
+
+    # Fitting
 
     @classmethod
     def fit(
@@ -191,6 +169,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         pixel_size: float | None = None,
         seed: int = 0,
         batch_size: int = 128,
+        plugins: Sequence[str] = (),
     ) -> RewardSuite:
         """Fit statistics, reference cells and weights on real images.
 
@@ -198,46 +177,50 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         that, and the weights sum to 1: `combined` is a weighted mean in which no reward drowns another. MoAs with few
         images are shrunk towards the others ([`fit_statistics`]); those with none cannot be scored.
 
+        A reward that compares with the control sees a random control cell of the plate and split of each real cell.
+
         Args:
             real_dataset: Rows of the cell schema, treated and control.
             classifier: Its classes must include all MoAs of the data set.
             segmenter, segmenter_settings: See [`make_segmenter`].
-            rewards: Names of rewards, or rewards of one's own, which are then registered ([`register_reward`]); by
-                default the seven.
+            rewards: Names of rewards, or custom rewards, which are then registered ([`register_reward`]); by default
+                the seven and those of the plug-ins.
             pixel_size: Width of a pixel in micrometres; images of another are then refused.
             seed: Which real cells become the reference of the energy form.
             batch_size: Images that are in memory at once.
+            plugins: Modules that hold custom rewards or segmenters ([`load_plugins`]); saved with the suite.
 
         Raises:
             ValueError: If the channels differ from the classifier's, or no MoA has two images.
         """
         channels = channel_names_of(real_dataset)
-        if channels != tuple(classifier.config.channel_names):
+        if channels != tuple(classifier.config["channel_names"]):
             raise ValueError(
-                f"the data set has channels {channels}, the classifier {tuple(classifier.config.channel_names)}"
+                f"the data set has channels {channels}, the classifier {tuple(classifier.config['channel_names'])}"
             )
-        names = [r if isinstance(r, str) else register_reward(r).name for r in rewards or REWARD_NAMES]
+        custom = load_plugins(plugins)
+        chosen = rewards or [*REWARD_NAMES, *custom]
+        names = [r if isinstance(r, str) else register_reward(r).name for r in chosen]
         images = open_images(real_dataset)
         fitted = make_segmenter(segmenter, **{"channel_names": channels, **(segmenter_settings or {})})
         suite = cls(
             classifier_config=dict(classifier.config),
             segmenter=segmenter,
-            segmenter_settings=dataclasses.asdict(fitted),
-            rewards=names,
+            segmenter_settings=dataclasses.asdict(cast(Any, fitted)),
+            rewards=list(dict.fromkeys(names)),
             image_size=list(images.shape[2:]),
             pixel_size=pixel_size,
+            plugins=list(plugins) or None,
         )
         suite.classifier.load_state_dict(classifier.state_dict())
         suite.to(classifier.device)
 
-        moas = real_dataset["moa"]
-        index = suite.classifier.class_indices(moas)
-        measured = suite.measure_batches(images, moas, batch_size)
-        suite._set_statistics(measured, index, seed)
-        suite._report_gaps(measured.values)
-        suite._set_weights(measured, index.to(suite.device))
-        suite._set_real_rewards(measured, moas, index.to(suite.device))
-        suite._set_score_floor(measured, index.to(suite.device))
+        moas = list(real_dataset["moa"])
+        observer = suite._observer()
+        measured = observer.measure(images, moas, context_of_dataset(real_dataset, images, seed), batch_size)
+        suite.register_to_config(looks_at={name: sorted(looks) for name, looks in observer.looks_at.items()})
+        suite._take_over(measured, moas, seed)
+        suite._report_gaps(measured)
         return suite
 
     def real_means(self, moa: Sequence[str]) -> dict[str, float]:
@@ -251,41 +234,50 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         Returns:
             For each reward and `"combined"`.
         """
-        means = self.real_rewards[self.classifier.class_indices(moa).to(self.device)].mean(dim=0)
+        means = self.real_rewards[self._index(moa)].mean(dim=0)
         return dict(zip([*self.weights, "combined"], means.tolist(), strict=True))
 
-    def _set_real_rewards(self, measured: Measured, moa: Sequence[str], index: torch.Tensor) -> None:
-        scores = torch.stack(list(self.score(measured, moa).values()), dim=1)
-        whole = measured.values.isfinite().all(dim=1)
+    def separability(self) -> dict[str, float]:
+        """Share of each statistic's variance in real cells that lies between MoAs, 0 to 1 ([`separability`])."""
+        shares = separability(Statistics(self.mean, self.std, self.reference, self.count))
+        return dict(zip(self.statistic_names, shares.tolist(), strict=True))
+
+    def _take_over(self, measured: Measured, moas: Sequence[str], seed: int) -> None:
+        """Fit everything that is of real cells."""
+        index = self.classifier.class_indices(moas)
+        self._fit_statistics(measured, index, seed)
+        index = index.to(self.device)
+        scaled = standardise(measured.values, self.mean[index], self.std[index])
+        deviations = deviation_scores(scaled, self.statistic_names, measured.scores)
+        self.weights = balanced_weights(
+            {name: deviations[name] for name in self.weights}, measured.whole, index, self.count
+        )
+        self.register_to_config(reward_weights=self.weights)
+        scores = torch.stack(list(self.score(measured, moas).values()), dim=1)
         for k in (self.count > 0).nonzero()[:, 0].tolist():
-            self.real_rewards[k] = scores[whole & (index == k)].mean(dim=0)
+            self.real_rewards[k] = scores[measured.whole & (index == k)].mean(dim=0)
+        self.score_floor.copy_(score_floor(measured, self.score_names, index, self.count))
 
-    def _set_score_floor(self, measured: Measured, index: torch.Tensor) -> None:
-        whole = measured.values.isfinite().all(dim=1)
-        for column, name in enumerate(self.score_names):
-            for k, count in enumerate(self.count.tolist()):
-                real = measured.scores[name][whole & (index == k) if count >= FEW_IMAGES else whole]
-                self.score_floor[k, column] = real.quantile(REAL_RANGE[0])
-
-    def _set_statistics(self, measured: Measured, index: torch.Tensor, seed: int) -> None:
+    def _fit_statistics(self, measured: Measured, index: torch.Tensor, seed: int) -> None:
         values = measured.values.cpu()
-        own = values.shape[1]
+        count = values.shape[1]
         if measured.features is not None:
             values = torch.cat([values, measured.features.cpu()], dim=1)
         fitted = fit_statistics(values, index, len(self.moas), seed)
         self.count.copy_(fitted.count)
         for name in ("mean", "std", "reference"):
-            getattr(self, name).copy_(getattr(fitted, name)[..., :own])
-        std = fitted.std[:, own:]
-        self.feature_mean.copy_(fitted.mean[:, own:])
-        self.feature_scale.copy_((std.norm(dim=1) / max(1, own) ** 0.5).clamp(min=1e-6))
-        reference = fitted.reference[..., own:] * std[:, None]
-        self.feature_reference.copy_(reference / self.feature_scale.cpu()[:, None, None])
+            getattr(self, name).copy_(getattr(fitted, name)[..., :count])
+        std = fitted.std[:, count:]
+        scale = (std.norm(dim=1) / max(1, count) ** 0.5).clamp(min=1e-6)
+        self.feature_scale.copy_(scale)
+        # Of another size than before, where a custom reward looks at the classifier.
+        self.feature_mean = fitted.mean[:, count:].to(self.device)
+        self.feature_reference = (fitted.reference[..., count:] * std[:, None] / scale[:, None, None]).to(self.device)
 
-    def _report_gaps(self, values: torch.Tensor) -> None:
-        unmeasured = int((~values.isfinite().all(dim=1)).sum())
+    def _report_gaps(self, measured: Measured) -> None:
+        unmeasured = int((~measured.whole).sum())
         if unmeasured:
-            logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(values))
+            logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(measured))
         counts = dict(zip(self.moas, self.count.tolist(), strict=True))
         if missing := [moa for moa, count in counts.items() if count == 0]:
             logger.warning("nothing can be scored against MoAs without real images: %s", ", ".join(missing))
@@ -294,105 +286,51 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
                 "MoAs with fewer than %d real images are shrunk towards the others: %s", FEW_IMAGES, ", ".join(few)
             )
 
-    def _set_weights(self, measured: Measured, index: torch.Tensor) -> None:
-        values = measured.values
-        scaled = (values - self.mean[index]) / self.std[index]
-        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
-        whole = values.isfinite().all(dim=1)
-        weights = {}
-        for name in self.weights:
-            spreads = [deviation[name][whole & (index == k)].std() for k in (self.count > 1).nonzero()[:, 0].tolist()]
-            spread = float(torch.stack(spreads).mean().clamp(min=MINIMUM_SPREAD))
-            weights[name] = (2 if name == "moa" else 1) / spread
-        self.weights = {name: weight / sum(weights.values()) for name, weight in weights.items()}
-        self.register_to_config(reward_weights=self.weights)
-
-    def separability(self) -> dict[str, float]:
-        """Share of each statistic's variance in real cells that lies between MoAs, 0 to 1 ([`separability`])."""
-        shares = separability(Statistics(self.mean, self.std, self.reference, self.count))
-        return dict(zip(self.statistic_names, shares.tolist(), strict=True))
+    # Measuring
 
     def segment(self, images: ImageBatch) -> Masks:
         """Labelled nuclei and cells of `(N, C, H, W)` images (see [`as_model_images`] for the accepted kinds)."""
         return self.segmenter(to_unit(as_model_images(images, self.channel_names)).cpu().numpy())
 
-    @torch.no_grad()
-    def observe(self, images: torch.Tensor, moa: Sequence[str]) -> Observation:
-        """What the rewards are computed from: masks, measurements and the classifier's verdict.
-
-        Args:
-            images: `(N, C, H, W)`; floats in [-1, 1].
-            moa: The true MoA of each.
-        """
-        needs = {need for reward in self.rewards for need in reward.needs}
-        seen: dict[str, Any] = {}
-        if "masks" in needs:
-            seen["masks"] = self.segmenter(to_unit(images).cpu().numpy())
-            measurements = measure(seen["masks"])
-            seen["measurements"] = {k: torch.from_numpy(v).float().to(self.device) for k, v in measurements.items()}
-        if "classifier" in needs:
-            verdict = self.classifier(images.to(self.device))
-            logits, seen["features"] = verdict.logits.float(), verdict.features.float()
-            own = torch.zeros_like(logits, dtype=torch.bool)
-            own[torch.arange(len(own)), self.classifier.class_indices(moa)] = True
-            # log(p / (1 - p)) = own logit - log sum exp(other logits)
-            seen["logit"] = logits[own] - logits.masked_fill(own, -torch.inf).logsumexp(dim=1)
-            seen["probability"] = seen["logit"].sigmoid()
-        return Observation(images.to(self.device), list(moa), **seen)
-
-    def _values(self, seen: Observation) -> torch.Tensor:
-        """The statistics of `statistic_names`: (N, S), NaN where there is nothing to measure."""
-        rewards = {reward.name: reward for reward in self.rewards}
-        columns = [self._checked(name, rewards[name].statistic(seen), seen) for name in self.statistic_names]
-        return torch.stack(columns, dim=1) if columns else torch.zeros(len(seen.moa), 0, device=self.device)
-
-    def _scores(self, seen: Observation) -> dict[str, torch.Tensor]:
-        """The rewards that have a score of their own, each (N,)."""
-        scores = {r.name: self._checked(r.name, r.score(seen), seen) for r in self.rewards if r.score}
-        for name, score in scores.items():
-            if not score.isfinite().all():
-                rows = (~score.isfinite()).nonzero()[:8, 0].tolist()
-                raise ValueError(f"reward {name!r} gave a score that is not finite for images {rows} of the batch")
-        return scores
-
-    def _checked(self, name: str, values: torch.Tensor, seen: Observation) -> torch.Tensor:
-        if not isinstance(values, torch.Tensor) or values.shape != (len(seen.moa),):
-            got = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
-            raise ValueError(f"reward {name!r} must give a tensor of shape ({len(seen.moa)},), got {got}")
-        return values.float().to(self.device)
-
     def measure(
-        self, images: ImageBatch, moa: Sequence[str], pixel_size: float | None = None, batch_size: int = 128
+        self,
+        images: ImageBatch,
+        moa: Sequence[str],
+        pixel_size: float | None = None,
+        batch_size: int = 128,
+        context: Context = NO_CONTEXT,
     ) -> Measured:
         """Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
 
-        Arguments and errors are those of the call of the suite. uint8 images are converted batch by batch.
-        """
-        in_8_bits = getattr(images, "dtype", None) in (np.uint8, torch.uint8) and len(images.shape) == 4
-        if not in_8_bits:
-            images = as_model_images(images, self.channel_names)  # a float's range is that of all images together
-        self.check_batch(images, moa, pixel_size)
-        return self.measure_batches(images, moa, batch_size)
+        Args:
+            images, moa, pixel_size, batch_size: As in the call of the suite; uint8 images are converted batch by
+                batch.
+            context: What else is known of the images.
 
-    @torch.no_grad()
-    def measure_batches(self, images: Any, moa: Sequence[str], batch_size: int) -> Measured:
+        Raises:
+            ValueError: As the call of the suite does.
+        """
+        in_8_bits = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
+        if not in_8_bits or len(cast(Any, images).shape) != 4:
+            images = as_model_images(images, self.channel_names)  # a float's range is that of all images together
+        self.check_batch(images, moa, pixel_size, context)
+        return self.measure_batches(images, moa, batch_size, context)
+
+    def measure_batches(
+        self, images: Any, moa: Sequence[str], batch_size: int, context: Context = NO_CONTEXT
+    ) -> Measured:
         """[`measure`] without its checks and its guess of the range.
 
         Args:
             images: `(N, C, H, W)`; uint8, or floats in [-1, 1].
-            moa, batch_size: As in [`measure`].
+            moa, batch_size, context: As in [`measure`].
         """
-        measured = None
-        for start in range(0, len(images), batch_size):
-            batch = images[start : start + batch_size]
-            if batch.dtype in (np.uint8, torch.uint8):
-                batch = as_model_images(batch, self.channel_names)
-            seen = self.observe(batch, moa[start : start + batch_size])
-            part = Measured(self._values(seen), self._scores(seen), seen.measurements or {}, seen.features)
-            # Small results, kept between the large arrays of two batches, would keep the memory from being used again.
-            measured = part.room_for(len(images)) if measured is None else measured
-            measured.put(start, part)
-        return measured
+        return self._observer().measure(images, moa, context, batch_size)
+
+    def _observer(self) -> Observer:
+        return Observer(self.rewards, self.segmenter, self.classifier)
+
+    # Scoring
 
     def score(
         self,
@@ -409,14 +347,15 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         """
         if form not in FORMS:
             raise unknown_name("reward form", form, FORMS)
-        index = self.classifier.class_indices(moa).to(self.device)
         scaled = self.standardise(measured, moa)
-        deviation = {name: -scaled[:, k].abs() for k, name in enumerate(self.statistic_names)} | measured.scores
-        result = {reward.name: deviation[reward.name].clone() for reward in self.rewards}  # the energy form overwrites
+        deviations = deviation_scores(scaled, self.statistic_names, measured.scores)
+        result = {reward.name: deviations[reward.name].clone() for reward in self.rewards}
         weights = self.weights if weights is None else weights
-        result["combined"] = sum(weight * result[name] for name, weight in weights.items())
+        weighted = [weight * result[name] for name, weight in weights.items()]
+        result["combined"] = sum(weighted[1:], start=weighted[0])
         if form == "energy":
-            self._to_energy(result, scaled, measured.values.isfinite().all(dim=1), index, groups, weights)
+            compared = Groups.of(scaled, measured.whole, self._index(moa), self.reference, groups)
+            return energy_scores(result, self.statistic_names, weights, compared)
         return result
 
     def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
@@ -429,8 +368,8 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
     def standardise(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
         """The statistics of what was measured, as [`statistics`] gives them."""
-        index = self.classifier.class_indices(moa).to(self.device)
-        return ((measured.values - self.mean[index]) / self.std[index]).nan_to_num(nan=UNMEASURED)
+        index = self._index(moa)
+        return standardise(measured.values, self.mean[index], self.std[index])
 
     def appearance(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
         """What `selection="match"` compares with [`real_appearance`]: the statistics, and what the classifier sees.
@@ -446,9 +385,9 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             `(N, S + D)`; first the columns of [`standardise`].
         """
         scaled = self.standardise(measured, moa)
-        if not self.uses_classifier:
+        if measured.features is None:
             return scaled
-        index = self.classifier.class_indices(moa).to(self.device)
+        index = self._index(moa)
         features = (measured.features - self.feature_mean[index]) / self.feature_scale[index, None]
         return torch.cat([scaled, features], dim=1)
 
@@ -472,17 +411,10 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             `(N,)`; euclidean length of what is beyond the range, in standard deviations of real cells for statistics,
             and in units of 0.05 for the others.
         """
-        index = self.classifier.class_indices(moa).to(self.device)
-        beyond = torch.zeros_like(measured.values)
-        if self.statistic_names:
-            low, high = torch.quantile(self.reference, self.reference.new_tensor(REAL_RANGE), dim=1)
-            scaled = self.standardise(measured, moa)
-            beyond = (low[index] - scaled).clamp(min=0) + (scaled - high[index]).clamp(min=0)
-        if self.score_names:
-            scores = torch.stack([measured.scores[name] for name in self.score_names], dim=1)
-            lacking = (self.score_floor[index] - scores).clamp(min=0) / MINIMUM_SPREAD
-            beyond = torch.cat([beyond, lacking], dim=1)
-        return beyond.norm(dim=1)
+        scaled = self.standardise(measured, moa)
+        scores = [measured.scores[name] for name in self.score_names]
+        stacked = torch.stack(scores, dim=1) if scores else scaled[:, :0]
+        return outside_real_range(scaled, stacked, self.reference, self.score_floor, self._index(moa))
 
     def forward(
         self,
@@ -492,6 +424,10 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         groups: torch.Tensor | None = None,
         pixel_size: float | None = None,
         batch_size: int = 128,
+        control: ImageBatch | None = None,
+        compound: Sequence[str] | None = None,
+        concentration: Sequence[float] | None = None,
+        plate: Sequence[str] | None = None,
     ) -> dict[str, torch.Tensor]:
         """Score images.
 
@@ -503,6 +439,8 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
                 those of one MoA. An image without others to compare with gets the deviation form.
             pixel_size: Width of a pixel in micrometres, checked against that of the fit.
             batch_size: Images that are segmented and classified at once.
+            control, compound, concentration, plate: For custom rewards that look at them: the control cell of each
+                image, the name of its compound, the concentration in uM, and the plate.
 
         Returns:
             Each reward and `"combined"`, of shape `(N,)`, all finite. In the energy form `combined` is the energy
@@ -511,61 +449,29 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
         Raises:
             ValueError: For an unknown MoA or form, a MoA without statistics, images of a wrong kind or of another
-                size than was fitted, or a group of several MoAs.
+                size than was fitted, a group of several MoAs, or if a reward looks at something that was not passed.
         """
         if form not in FORMS:  # before the work, not after
             raise unknown_name("reward form", form, FORMS)
-        return self.score(self.measure(images, moa, pixel_size, batch_size), moa, form, groups)
+        if control is not None:
+            control = as_model_images(control, self.channel_names)
+        columns = {"control": control, "compound": compound, "concentration": concentration, "plate": plate}
+        context = Context.of(len(moa), **columns)
+        return self.score(self.measure(images, moa, pixel_size, batch_size, context), moa, form, groups)
 
-    def _to_energy(
-        self,
-        scores: dict[str, torch.Tensor],
-        scaled: torch.Tensor,
-        whole: torch.Tensor,
-        index: torch.Tensor,
-        groups: torch.Tensor | None,
-        weights: Mapping[str, float],
+    def check_batch(
+        self, images: Any, moa: Sequence[str], pixel_size: float | None = None, context: Context = NO_CONTEXT
     ) -> None:
-        """Replace the scores of all images that have others in their group by the energy form."""
-        groups = (index if groups is None else groups).to(index.device)
-        _, group = groups.unique(return_inverse=True)
-        moa_of = index.new_zeros(int(group.max()) + 1).scatter(0, group, index)
-        if (moa_of[group] != index).any():
-            raise ValueError("rollouts of one group must have one MoA: they are compared with the same real cells")
-        # An image in which something cannot be measured is far from all others, which must not count in its favour.
-        compared = whole & (torch.bincount(group, weights=whole.double())[group] >= 2)
-        alone = ~whole & (torch.bincount(group)[group] >= 2)
-        reference = self.reference[moa_of]
-
-        def energy(columns: list[int], out: torch.Tensor) -> None:
-            for rows, score in ((compared, energy_rewards), (alone, lambda *of: -distances_to_real(*of))):
-                if rows.any():
-                    out[rows] = score(scaled[rows][:, columns], reference[:, :, columns], group[rows])
-
-        for k, name in enumerate(self.statistic_names):
-            energy([k], scores[name])
-        weighted = [k for k, name in enumerate(self.statistic_names) if weights[name] > 0]
-        if not weighted:
-            return
-        combined = scores["combined"]
-        energy(weighted, combined)
-        # Once each: a reward that is largest at its extreme, not at the real distribution, keeps pulling when the
-        # others are matched, and by its weight, over ten times as strongly, it would decide what is learnt then.
-        replaced = compared | alone
-        for name in set(weights) - set(self.statistic_names):
-            if weights[name] > 0:
-                combined[replaced] += scores[name][replaced]
-
-    def check_batch(self, images: Any, moa: Sequence[str], pixel_size: float | None = None) -> None:
         """See that a batch of images can be scored, without scoring it.
 
         Args:
             images: `(N, C, H, W)`; only the shape is looked at.
             moa, pixel_size: As in the call of the suite.
+            context: What else is known of the images.
 
         Raises:
-            ValueError: For an empty batch, another number of MoAs, a MoA without statistics, or other channels or
-                another image or pixel size than was fitted.
+            ValueError: For an empty batch, another number of MoAs, a MoA without statistics, other channels or
+                another image or pixel size than was fitted, or if the context lacks what a reward looks at.
         """
         if isinstance(moa, str) or len(moa) != len(images):
             raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
@@ -578,6 +484,14 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             )
         self.check_moas(moa)
         self._check_size(tuple(images.shape[2:]), pixel_size)
+        self.check_context(context)
+
+    def check_context(self, context: Context) -> None:
+        """Raise a `ValueError` if a reward looks at something that is not known of the images."""
+        for name, looks in self.looks_at.items():
+            for column in COLUMNS:
+                if column in looks and getattr(context, column) is None:
+                    raise ValueError(f"reward {name!r} {MissingContextError(column)}")
 
     def check_moas(self, moa: Sequence[str]) -> None:
         """Raise a `ValueError` for a MoA that the suite does not know, or has no statistics of."""
@@ -587,18 +501,22 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
                 raise ValueError(f"the suite has no statistics of MoA {self.moas[k]!r}, only of {known}")
 
     def _check_size(self, size: tuple[int, ...], pixel_size: float | None) -> None:
-        fitted = self.config.image_size
+        fitted = self.config["image_size"]
         if fitted and size != tuple(fitted):
             raise ValueError(
                 f"the images are {size} pixels, the suite's statistics are of {tuple(fitted)}: "
                 "areas and counts do not compare. Resize images of the same field of view, or fit another suite"
             )
-        own = self.config.pixel_size
-        if own and pixel_size and not math.isclose(own, pixel_size, rel_tol=0.01):
+        of_fit = self.config["pixel_size"]
+        if of_fit and pixel_size and not math.isclose(of_fit, pixel_size, rel_tol=0.01):
             raise ValueError(
-                f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on {own:g} um: "
-                f"resize the images by {pixel_size / own:.3g} and cut the same number of pixels, or fit another suite"
+                f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on "
+                f"{of_fit:g} um: resize the images by {pixel_size / of_fit:.3g} and cut the same number of pixels, or "
+                "fit another suite"
             )
+
+    def _index(self, moa: Sequence[str]) -> torch.Tensor:
+        return self.classifier.class_indices(moa).to(self.device)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> RewardSuite:

@@ -9,15 +9,22 @@ import signal
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import Any
 
 import numpy as np
 import torch
 
 from cellfluxrl.data.processes import begin_worker
-from cellfluxrl.rewards.partial import PartlyMeasured, finite_rows, nothing_measured, put
-from cellfluxrl.rewards.suite import Measured, RewardSuite
+from cellfluxrl.rewards.context import NO_CONTEXT, Context
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.partial import PartlyMeasured, finite_rows
+from cellfluxrl.rewards.plugins import load_plugins
+from cellfluxrl.rewards.suite import RewardSuite
+from cellfluxrl.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +44,9 @@ class RewardWorkers:
     process, the piece is tried again in a fresh process, then image by image. An image that fails alone is marked,
     named in a warning and counted in `failed_images`. The same holds for images with pixels that are not finite.
 
-    The processes see rewards and segmenters of one's own as far as they are entry points, or registered where the main
-    script is imported. They ignore Ctrl-C, which this process answers, and end when it ends, however that happens.
+    The processes know custom rewards and segmenters of the suite's plug-ins, of installed packages with entry points,
+    and those that are registered where the main script is imported. They ignore Ctrl-C, which this process answers,
+    and end when it ends, however that happens.
 
     Args:
         suite: Saved to a temporary folder, which each process loads once.
@@ -63,7 +71,8 @@ class RewardWorkers:
         self.suite, self.chunk_size, self.failed_images = suite, chunk_size, 0
         self._folder = tempfile.TemporaryDirectory(prefix="rewards-")
         suite.save_pretrained(self._folder.name)
-        self._workers = [_Worker(self._folder.name, timeout) for _ in range(num_workers)]
+        plugins = list(suite.config["plugins"] or ())
+        self._workers = [_Worker(self._folder.name, plugins, timeout) for _ in range(num_workers)]
         self._idle: queue.Queue[_Worker] = queue.Queue()
         self._closed = False
         self._threads = ThreadPoolExecutor(num_workers, initializer=_block_interrupts)
@@ -71,25 +80,27 @@ class RewardWorkers:
             self._idle.put(worker)
             self._threads.submit(worker.start)  # loads beside what comes next; a problem is raised by the first result
 
-    def submit(self, images: torch.Tensor, moa: Sequence[str]) -> PendingMeasurements:
+    def submit(self, images: torch.Tensor, moa: Sequence[str], context: Context = NO_CONTEXT) -> PendingMeasurements:
         """Begin to measure images.
 
         Args:
             images: `(N, C, H, W)`; floats in [-1, 1], or uint8.
             moa: The true MoA of each.
+            context: What else is known of the images.
 
         Raises:
             ValueError: For what the suite refuses: an unknown MoA, images of another kind or size.
         """
         if self._closed:
             raise ValueError("these workers were closed")
-        self.suite.check_batch(images, moa)
+        self.suite.check_batch(images, moa, context=context)
         rows = finite_rows(images) if images.is_floating_point() else torch.arange(len(images))
-        pixels = images.cpu().numpy()
-        chunks = []
-        for part in rows.split(self.chunk_size) if len(rows) else ():
-            names = [moa[i] for i in part.tolist()]
-            chunks.append((part, self._threads.submit(self._measure, pixels[part.numpy()], names)))
+        looked_at = set().union(*self.suite.looks_at.values())
+        whole = _Piece(_array(images), np.array(moa), context.only(looked_at).map(_array))
+        chunks = [
+            (part, self._threads.submit(self._measure, whole.take(part.numpy())))
+            for part in (rows.split(self.chunk_size) if len(rows) else ())
+        ]
         return PendingMeasurements(self, chunks, len(images))
 
     def close(self) -> None:
@@ -109,33 +120,33 @@ class RewardWorkers:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, images: np.ndarray, moa: list[str]) -> tuple[PartlyMeasured, dict[int, str]]:
+    def _measure(self, piece: _Piece) -> tuple[PartlyMeasured, dict[int, str]]:
         """Measure a piece: what was measured, and by the row of each image that failed, why."""
         worker = self._idle.get()
         try:
             for _ in range(2):
                 try:
-                    return self._attempt(worker, images, moa), {}
+                    return self._attempt(worker, piece), {}
                 except _RaisedError:  # again would be the same
                     break
                 except _EndedError:
                     pass
-            whole, reasons = nothing_measured(self.suite, len(images)), {}
-            for i in range(len(images)):
+            whole, reasons = PartlyMeasured.nothing(self.suite, len(piece)), {}
+            for i in range(len(piece)):
+                row = slice(i, i + 1)
                 try:
-                    put(whole, torch.tensor([i]), self._attempt(worker, images[i : i + 1], moa[i : i + 1]))
+                    whole.put(row, self._attempt(worker, piece.take(row)))
                 except (_RaisedError, _EndedError) as error:
                     reasons[i] = str(error)
             return whole, reasons
         finally:
             self._idle.put(worker)
 
-    def _attempt(self, worker: _Worker, images: np.ndarray, moa: list[str]) -> PartlyMeasured:
+    def _attempt(self, worker: _Worker, piece: _Piece) -> PartlyMeasured:
         if self._closed:
             raise CancelledError
-        values, scores = worker.measure(images, moa)
-        measured = Measured(torch.from_numpy(values), {name: torch.from_numpy(s) for name, s in scores.items()}, {})
-        return PartlyMeasured(measured, torch.zeros(len(images), dtype=torch.bool))
+        columns = {name: torch.from_numpy(column) for name, column in worker.measure(piece).items()}
+        return PartlyMeasured.all_of(Measured.from_tensors(columns))
 
 
 class PendingMeasurements:
@@ -161,11 +172,11 @@ class PendingMeasurements:
             RuntimeError: If a process cannot load the suite.
         """
         if self._whole is None:
-            whole = nothing_measured(self._workers.suite, self._count)
+            whole = PartlyMeasured.nothing(self._workers.suite, self._count)
             reasons: dict[int, str] = {}
             for rows, future in self._chunks:
                 part, why = future.result()
-                put(whole, rows, part)
+                whole.put(rows, part)
                 reasons |= {int(rows[i]): reason for i, reason in why.items()}
             self._report(whole.failed, reasons)
             self._whole = whole
@@ -186,6 +197,19 @@ class PendingMeasurements:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Piece(Rows):
+    """Images that a process measures at once; arrays, which need no shared memory on their way."""
+
+    images: np.ndarray
+    moa: np.ndarray
+    context: Context
+
+
+def _array(values: Any) -> np.ndarray:
+    return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+
+
 class _RaisedError(Exception):
     """Measuring raised an error."""
 
@@ -197,22 +221,22 @@ class _EndedError(Exception):
 class _Worker:
     """A process that measures images, and is started again after it has ended; used by one thread at a time."""
 
-    def __init__(self, folder: str, timeout: float):
-        self.folder, self.timeout = folder, timeout
-        self.process: multiprocessing.Process | None = None
-        self.connection: Connection | None = None
+    def __init__(self, folder: str, plugins: list[str], timeout: float):
+        self.folder, self.plugins, self.timeout = folder, plugins, timeout
+        self.process: BaseProcess | None = None
+        self._connection: Connection | None = None
 
-    def start(self) -> None:
+    def start(self) -> Connection:
         """Start the process, unless it runs, and wait until it has loaded the suite."""
-        if self.process is not None and self.process.is_alive():
-            return
+        if self.process is not None and self.process.is_alive() and self._connection is not None:
+            return self._connection
         context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, self.folder), daemon=True)
+        self._connection, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, self.folder, self.plugins), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         try:
-            problem = self._receive(START_TIMEOUT)
+            problem = self._receive(self._connection, START_TIMEOUT)
         except _EndedError as error:
             raise RuntimeError(
                 f"a process for the rewards did not start: {error}; a script needs "
@@ -221,21 +245,22 @@ class _Worker:
         if problem:
             self.kill()
             raise RuntimeError(f"a process for the rewards cannot load the suite: {problem}")
+        return self._connection
 
-    def measure(self, images: np.ndarray, moa: list[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """Values and scores, as in [`Measured`].
+    def measure(self, piece: _Piece) -> dict[str, np.ndarray]:
+        """The columns of [`Measured`].
 
         Raises:
             _RaisedError, _EndedError: See there; the next call starts a fresh process if needed.
         """
-        self.start()
+        connection = self.start()
         try:
             # Through the pipe: shared memory would save milliseconds at most, see benchmarks/reward_workers.py.
-            self.connection.send((images, moa))
+            connection.send(piece)
         except OSError as error:
             self.kill()
             raise _EndedError("its process ended") from error
-        reply = self._receive(self.timeout)
+        reply = self._receive(connection, self.timeout)
         if isinstance(reply, str):
             raise _RaisedError(reply)
         return reply
@@ -246,10 +271,10 @@ class _Worker:
             self.process.kill()
             self.process.join()
 
-    def _receive(self, timeout: float) -> object:
+    def _receive(self, connection: Connection, timeout: float) -> Any:
         try:
-            if self.connection.poll(timeout):
-                return self.connection.recv()
+            if connection.poll(timeout):
+                return connection.recv()
             reason = f"no answer within {timeout:g} s"
         except (EOFError, OSError):
             reason = "its process ended"
@@ -257,11 +282,12 @@ class _Worker:
         raise _EndedError(reason)
 
 
-def _serve(connection: Connection, folder: str) -> None:
+def _serve(connection: Connection, folder: str, plugins: list[str]) -> None:
     """What a process does: load the suite, then measure what comes until nobody asks any more."""
     begin_worker()
     torch.set_num_threads(1)
     try:
+        load_plugins(plugins)
         suite = RewardSuite.from_pretrained(folder)
         # Torch aligns the memory that it allocates, but neither that of a file nor, below, that of a message, and
         # where a tensor lies can decide the last bit of a product.
@@ -273,12 +299,15 @@ def _serve(connection: Connection, folder: str) -> None:
     connection.send(None)
     while True:
         try:
-            images, moa = connection.recv()
+            piece = connection.recv()
         except EOFError:
             return
         try:
-            measured = suite.measure_batches(torch.from_numpy(images).clone(), moa, batch_size=len(images))
-            connection.send((measured.values.numpy(), {name: s.numpy() for name, s in measured.scores.items()}))
+            images = torch.from_numpy(piece.images).clone()
+            measured = suite.measure_batches(images, piece.moa.tolist(), len(images), piece.context)
+            # Measurements and features are not wanted, and would take their time on the way.
+            columns = Measured(measured.values, measured.scores).tensors()
+            connection.send({name: column.numpy() for name, column in columns.items()})
         except Exception as error:  # a plug-in may raise anything
             connection.send(_described(error))
 

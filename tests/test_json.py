@@ -12,7 +12,7 @@ from PIL import Image
 
 from cellfluxrl.commands import cli, registry
 from cellfluxrl.data.images import to_pil
-from cellfluxrl.rewards.terms import REWARD_NAMES
+from cellfluxrl.rewards.biological import REWARD_NAMES
 
 ROWS = re.findall(
     r"^\| (`.*?) \| (.*) \|$", (Path(__file__).parents[1] / "docs/cli.md").read_text().split("## For")[1], re.MULTILINE

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.paths import PathSample, draw_times
+from cellfluxrl.rewards.context import Context
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, score_partly
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
@@ -55,7 +57,7 @@ class CellTask:
         source = control + self.scheduler.sample_source_noise(tuple(control.shape), generator)
         if args.group_by == "condition":
             group = label
-        return Starts(source=source, condition=self.conditions[label], group=group, label=label)
+        return Starts(source, self.conditions[label], group, label, context={"control": control})
 
     def couple(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         # A fresh control and fresh noise, never the rollout's own start: the coupling of base training is independent.
@@ -73,13 +75,14 @@ class CellTask:
         time = draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
         return Probes(PathSample(source, pairs.treated, time).x_t, time, self.conditions[pairs.condition])
 
-    def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
+    def measure(self, samples: torch.Tensor, starts: Starts) -> Callable[[], dict[str, torch.Tensor]]:
         # Infinity would become a pixel like any other.
-        images, moa = samples.masked_fill(~samples.isfinite(), torch.nan).clamp(-1, 1), self.moas_of(labels)
+        images = samples.masked_fill(~samples.isfinite(), torch.nan).clamp(-1, 1)
+        moa, context = self.moas_of(starts.label), self.context_of(starts.label, starts.context["control"])
         if self.workers is None:
-            seen = measure_finite(self.suite, images, moa)
+            seen = measure_finite(self.suite, images, moa, context)
             return seen.tensors
-        pending = self.workers.submit(images, moa)
+        pending = self.workers.submit(images, moa, context)
         return lambda: pending.result().tensors()
 
     def score(
@@ -91,6 +94,12 @@ class CellTask:
     def moas_of(self, labels: torch.Tensor) -> list[str]:
         """The MoA of each label, which is a row of `pairs.conditions`."""
         return [self.moas[label] for label in labels.tolist()]
+
+    def context_of(self, labels: torch.Tensor, control: Any) -> Context:
+        """What custom rewards may look at: the control, and the compound, concentration and plate of each label."""
+        rows = self.pairs.conditions.iloc[labels.tolist()]
+        columns = {name: rows[name].to_numpy() for name in ("compound", "concentration", "plate")}
+        return Context.of(len(labels), control=control, **columns)
 
 
 def parse_reward_weights(text: str, names: Sequence[str]) -> dict[str, float]:

@@ -147,6 +147,7 @@ class RLArguments(RLSettings, TimeArguments, HubArguments, SharedArguments):
     pretrained_model_name_or_path: str | None = option(None, "the pretrained pipeline")
     classifier: str | None = _rewards(None, "folder of the MoA classifier that the reward suite is fitted with")
     rewards: str | None = _rewards(None, "folder of a fitted reward suite, instead of --classifier")
+    plugins: list[str] | None = _rewards(None, "modules that hold custom rewards or segmenters, such as my_rewards")
     reward_form: Literal["energy", "deviation"] = _rewards(
         "energy", "energy: real cells are the optimum; deviation: the paper's"
     )

@@ -23,6 +23,7 @@ from cellfluxrl.hub.arguments import hub_repository, publish_run
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
+from cellfluxrl.rewards.plugins import load_plugins
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rewards.workers import RewardWorkers
 from cellfluxrl.rl.curriculum import check_curriculum, overrides_at
@@ -41,7 +42,8 @@ def load_suite(args: RLArguments, cells: datasets.DatasetDict) -> RewardSuite:
     """Load the reward suite, or fit one on the training cells."""
     if args.rewards:
         return RewardSuite.from_pretrained(args.rewards)
-    return RewardSuite.fit(cells["train"], MoAClassifier.from_pretrained(args.classifier), seed=args.seed)
+    classifier = MoAClassifier.from_pretrained(args.classifier)
+    return RewardSuite.fit(cells["train"], classifier, seed=args.seed, plugins=args.plugins or ())
 
 
 def arguments_at(args: RLArguments, iteration: int) -> RLArguments:
@@ -188,6 +190,7 @@ def train(
     stages = [
         arguments_at(args, iteration) for iteration in [0, *(entry["from_step"] for entry in args.curriculum or [])]
     ]
+    load_plugins(args.plugins or ())
     if pipeline is None and args.pretrained_model_name_or_path is None:
         raise ValueError("--pretrained_model_name_or_path is missing: name the pipeline to post-train")
     if suite is None and (args.rewards is None) == (args.classifier is None):

@@ -36,7 +36,9 @@ def real_moments(task: CellTask, suite: RewardSuite) -> dict[str, Moments]:
         own = (of_cell == k).nonzero()[:, 0]
         own = own[torch.randperm(len(own), generator=generator)[:REAL_CELLS]]
         images = images_to_tensor(pairs.images[pairs.treated_rows[own]])
-        seen = measure_finite(suite, images, [name] * len(own))
+        label = pairs.treated_condition[own]
+        control = pairs.draw_controls(label, seeded_generator(task.args.seed, "controls of real cells", k))
+        seen = measure_finite(suite, images, [name] * len(own), task.context_of(label, control))
         for reward, values in score_partly(suite, seen, [name] * len(own)).items():
             rewards.setdefault(reward, []).append(values.cpu())
         labels.append(torch.full((len(own),), k))
@@ -52,7 +54,7 @@ def base_diversity(trainer: RLTrainer, task: CellTask) -> Moments:
     while sum(len(label) for label in labels) < BASE_SAMPLES:
         starts = task.draw(seeded_generator(task.args.seed, "base diversity", len(labels)))
         samples = trainer.sample_reference(starts)
-        seen = measure_finite(task.suite, samples.clamp(-1, 1), task.moas_of(starts.label))
+        seen = PartlyMeasured.from_tensors(task.measure(samples, starts)())
         vectors = scaled_statistics(task.suite, seen, task.moas_of(starts.label)).cpu()
         # The controls and rollouts of one draw, as the monitor will see them.
         values.append(squared_deviations(vectors, starts.label))

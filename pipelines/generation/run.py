@@ -23,13 +23,12 @@ from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.files import locked, write_whole
-from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES, CellFluxRLPipeline
 from cellfluxrl.pipelines.generation import folder as generation_folder
 from cellfluxrl.pipelines.generation.controls import Controls, calibrated
 from cellfluxrl.pipelines.generation.files import FORMATS, SUFFIXES, write_dataset, write_image
 from cellfluxrl.pipelines.generation.treatments import Treatment
-from cellfluxrl.pipelines.selection import StreamingMatch
+from cellfluxrl.pipelines.selection import SELECTIONS, StreamingMatch
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 

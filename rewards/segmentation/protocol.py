@@ -103,7 +103,8 @@ def make_segmenter(name: str, **settings: object) -> Segmenter:
 
     Args:
         name: A registered segmenter, or an entry point of the group `cellfluxrl.segmenters`.
-        **settings: Fields of that segmenter.
+        **settings: Fields of that segmenter. `channel_names` is for those that have such a field: the others look at
+            the images as they come.
 
     Raises:
         ValueError: If the name or a setting is unknown, or a setting's value is not allowed.
@@ -114,6 +115,8 @@ def make_segmenter(name: str, **settings: object) -> Segmenter:
     """
     segmenter = _segmenter_class(name)
     fields = [field.name for field in dataclasses.fields(segmenter)]
+    if "channel_names" not in fields:
+        settings.pop("channel_names", None)
     for setting in settings:
         if setting not in fields:
             raise unknown_name(f"setting of segmenter {name!r}:", setting, fields)

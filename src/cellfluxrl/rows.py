@@ -33,7 +33,9 @@ class Rows:
 
     def take(self, rows: Any) -> Self:
         """These rows only: indices, a slice or a mask."""
-        return self.map(lambda column: column[rows])
+        # Numpy takes a tensor of one index for a number.
+        indices = rows.cpu().numpy() if isinstance(rows, torch.Tensor) else rows
+        return self.map(lambda column: column[rows if isinstance(column, torch.Tensor) else indices])
 
     def empty(self, count: int) -> Self:
         """`count` rows of the same kind, to be filled by [`put`]."""

@@ -104,7 +104,7 @@ def test_groups_change_nothing_in_a_choice_for_each_image(generate, selection, m
 def test_no_more_candidates_are_scored_at_once_than_fit(generate, suite, three_at_once, monkeypatch, way):
     counted = []
     measure = suite.measure
-    monkeypatch.setattr(suite, "measure", lambda images, moa: (counted.append(len(images)), measure(images, moa))[1])
+    monkeypatch.setattr(suite, "measure", lambda images, **of: (counted.append(len(images)), measure(images, **of))[1])
     generate(num_images_per_control=2, best_of_n=3, **way)
     assert max(counted) <= 3
     assert sum(counted) >= 18
@@ -196,7 +196,7 @@ def test_a_noise_search_of_one_round_is_no_search(generate):
 @pytest.fixture(scope="module")
 def bright(simulated_cells, pipeline, suite):
     """A pipeline whose only reward is brightness: a network with random weights makes no nuclei to measure."""
-    reward = Reward("brightness", needs=["images"], score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
+    reward = Reward("brightness", score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
     pipe = CellFluxRLPipeline(
         pipeline.unet,
         pipeline.scheduler,

@@ -25,7 +25,7 @@ from cellfluxrl.pipelines.generation import run as generation
 from cellfluxrl.pipelines.generation.files import write_dataset
 from cellfluxrl.pipelines.generation.run import candidate_generators
 from cellfluxrl.pipelines.selection import StreamingMatch
-from cellfluxrl.rewards.terms import REWARD_NAMES
+from cellfluxrl.rewards.biological import REWARD_NAMES
 
 BASE = "--pipeline pipe --output_dir out --steps 1 --batch_size 3 --guidance_scale 1"
 TWO = f"generate controls {BASE} --compounds taxol nocodazole"

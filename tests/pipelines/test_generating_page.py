@@ -19,8 +19,8 @@ from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.pipelines.candidates import SELECTIONS
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
+from cellfluxrl.pipelines.selection import SELECTIONS
 from cellfluxrl.training.demo import SHIPPED_BASE
 
 PAGE = (Path(__file__).parents[2] / "docs/generating.md").read_text()

@@ -6,8 +6,9 @@ from huggingface_hub import ModelCard
 
 from cellfluxrl import CellFluxRLPipeline, RewardSuite
 from cellfluxrl.hub.cards import PLACEHOLDER, load_card
+from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.card import statistics_text, suite_card
-from cellfluxrl.rewards.terms import REWARD_NAMES, Reward, register_reward
+from cellfluxrl.rewards.terms import Reward, register_reward
 
 
 @pytest.fixture(scope="module")

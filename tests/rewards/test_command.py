@@ -10,7 +10,7 @@ from cellfluxrl import RewardSuite
 from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.rewards import scoring
-from cellfluxrl.rewards.terms import REWARD_NAMES
+from cellfluxrl.rewards.biological import REWARD_NAMES
 
 MOA = "DNA damage"
 

@@ -7,7 +7,8 @@ from cellfluxrl import MoAClassifier, Reward, RewardSuite
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.rewards.suite import MINIMUM_SPREAD, REAL_RANGE, Measured
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.real_range import MINIMUM_SPREAD, REAL_RANGE
 
 MOA = "DNA damage"
 
@@ -83,7 +84,7 @@ def test_the_range_is_saved_with_the_suite(suite, real, measured, tmp_path):
 
 
 def test_without_statistics_the_range_is_that_of_the_scores(simulated_cells):
-    brightness = Reward("brightness_in_a_range", needs=["images"], score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
+    brightness = Reward("brightness_in_a_range", score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
     classifier = MoAClassifier(moas=[CONTROL, *MOAS], width=4)
     few = RewardSuite.fit(simulated_cells["train"], classifier, rewards=[brightness])
     assert (few.score_floor == few.score_floor[0]).all()  # 8 to 12 cells each: that of all together

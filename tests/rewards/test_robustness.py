@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cellfluxrl import MoAClassifier, RewardSuite
+from cellfluxrl.rewards.forms import FORMS, UNMEASURED
 from cellfluxrl.rewards.segmentation.measurements import STATISTICS
-from cellfluxrl.rewards.suite import FORMS, UNMEASURED
 
 MOAS = ("DMSO", "DNA damage")
 NUCLEUS_STATISTICS = ("roundness", "nucleus_size", "nucleus_count")

@@ -17,10 +17,10 @@ from cellfluxrl.data.image_files import ImagesToScore, images_of_dataset, images
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.loading import load_split
 from cellfluxrl.rewards import scoring
+from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.figures import score_sheet, score_violins, worst_and_best
 from cellfluxrl.rewards.scoring import score_images, summarize_scores, write_parquet
 from cellfluxrl.rewards.suite import RewardSuite
-from cellfluxrl.rewards.terms import REWARD_NAMES
 
 CHANNELS = ("dna", "tubulin", "actin")
 MOA = "DNA damage"

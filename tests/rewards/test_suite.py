@@ -11,10 +11,10 @@ from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import to_pil, to_uint8
 from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.energy import energy_rewards, pairwise
+from cellfluxrl.rewards.measuring import Measured
 from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure
-from cellfluxrl.rewards.suite import Measured
-from cellfluxrl.rewards.terms import REWARD_NAMES
 
 
 @pytest.fixture(scope="module")

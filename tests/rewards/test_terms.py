@@ -9,15 +9,15 @@ import torch
 
 from cellfluxrl import MoAClassifier, Reward, RewardSuite
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.rewards import register_reward
-from cellfluxrl.rewards.terms import REWARD_NAMES, find_reward
+from cellfluxrl.rewards import REWARDS, register_reward
+from cellfluxrl.rewards.biological import REWARD_NAMES
+from cellfluxrl.rewards.terms import find_reward
 
 NUCLEUS_IN_THE_MIDDLE = Reward(
     "nucleus_in_the_middle",
-    needs=["masks"],
     score=lambda seen: torch.from_numpy(seen.masks.nuclei[:, 8, 8] > 0).float(),
 )
-DNA_BRIGHTNESS = Reward("dna_brightness", ["images"], statistic=lambda seen: seen.images[:, 0].mean(dim=(1, 2)))
+DNA_BRIGHTNESS = Reward("dna_brightness", statistic=lambda seen: seen.images[:, 0].mean(dim=(1, 2)))
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_a_statistic_of_ones_own_has_both_forms(fit, cells):
     assert torch.equal(energy["combined"], energy["dna_brightness"])
 
 
-def test_only_what_a_reward_needs_is_computed(fit, cells, monkeypatch):
+def test_only_what_a_reward_looks_at_is_computed(fit, cells, monkeypatch):
     own = fit(DNA_BRIGHTNESS)
     monkeypatch.setattr(own, "segmenter", lambda images: pytest.fail("segmented for nothing"))
     monkeypatch.setattr(MoAClassifier, "forward", lambda *_: pytest.fail("classified for nothing"))
@@ -81,8 +81,7 @@ def test_a_saved_suite_finds_the_rewards_by_name(fit, cells, tmp_path):
 def test_an_installed_package_brings_its_rewards(tmp_path, monkeypatch):
     name = f"brought_{uuid.uuid4().hex}"
     (tmp_path / "brings_rewards.py").write_text(
-        "from cellfluxrl import Reward\n"
-        f"mine = Reward({name!r}, ['images'], score=lambda seen: seen.images.mean(dim=(1, 2, 3)))\n"
+        f"from cellfluxrl import Reward\nmine = Reward({name!r}, score=lambda seen: seen.images.mean(dim=(1, 2, 3)))\n"
     )
     info = tmp_path / "brings_rewards-1.0.dist-info"
     info.mkdir()
@@ -104,13 +103,57 @@ def test_a_suite_whose_reward_is_not_installed_says_which(fit, cells, tmp_path):
         RewardSuite.from_pretrained(tmp_path)
 
 
+def test_code_that_still_names_its_needs_works(fit, cells):
+    """As it was written when a suite computed only what a reward asked for."""
+    own = fit(Reward("dna_of_before", ["images"], statistic=lambda seen: seen.images[:, 0].mean(dim=(1, 2))))
+    assert set(own(open_images(cells)[:2], cells["moa"][:2])) == {"dna_of_before", "combined"}
+
+
+def test_a_suite_knows_what_its_rewards_look_at(fit):
+    own = fit("moa", "roundness", DNA_BRIGHTNESS)
+    assert own.looks_at == {"moa": {"classifier", "masks"}, "roundness": {"masks"}, "dna_brightness": set()}
+
+
+def test_a_custom_reward_that_looks_at_the_classifier_has_it_matched(fit, cells):
+    def spread(seen):
+        return seen.features.std(dim=1)
+
+    own = fit(Reward("spread_of_features", statistic=spread))
+    images, moas = open_images(cells)[:4], cells["moa"][:4]
+    seen = own.appearance(own.measure(images, moas), moas)
+    assert seen.shape == (4, 1 + own.classifier.head.in_features)
+    assert own.real_appearance(moas[0]).shape[1] == seen.shape[1]
+
+
+def test_a_reward_that_looks_now_and_then_is_asked_batch_by_batch(fit, cells):
+    """Whatever it looks at in one batch and not in another, the batches are put together."""
+
+    def moody(seen):
+        is_first = seen.images[0].equal(first)
+        return (seen.measurements["nucleus_size"] if is_first else seen.logit) * 0 + 1
+
+    images, moas = torch.from_numpy(open_images(cells)[:6]).float() / 127.5 - 1, cells["moa"][:6]
+    first = images[0]
+    own = fit(Reward("moody", statistic=moody), DNA_BRIGHTNESS)
+    measured = own.measure_batches(images, moas, batch_size=2)
+    assert measured.values[:, 0].tolist() == [1.0] * 6
+    assert measured.features is None
+    assert measured.measurements["nucleus_size"].shape == (6,)
+
+
+def test_a_reward_says_what_it_is_in_words():
+    named = Reward("mean_dna", score=len, title="DNA", unit="levels", description="how bright")
+    assert (named.title, named.unit, named.description) == ("DNA", "levels", "how bright")
+    plain = Reward("mean_dna", score=len)
+    assert (plain.title, plain.unit, plain.description) == ("Mean dna", "", "a custom score")
+    assert all(reward.title and reward.description for reward in REWARDS)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"needs": ["mask"], "score": len}, r"unknown need of reward 'mine': 'mask'; did you mean 'masks'\?"),
-        ({"needs": "masks", "score": len}, "must be a sequence of names, got the string 'masks'"),
-        ({"needs": ["masks"]}, "reward 'mine' needs a score or a statistic"),
-        ({"name": "combined", "needs": [], "score": len}, "'combined' is the name of the weighted mean"),
+        ({}, "reward 'mine' needs a score or a statistic"),
+        ({"name": "combined", "score": len}, "'combined' is the name of the weighted mean"),
     ],
 )
 def test_what_is_no_reward_is_refused(arguments, message):
@@ -120,7 +163,7 @@ def test_what_is_no_reward_is_refused(arguments, message):
 
 def test_two_rewards_cannot_have_one_name():
     with pytest.raises(ValueError, match="there is another reward 'containment' already"):
-        register_reward(Reward("containment", ["masks"], score=len))
+        register_reward(Reward("containment", score=len))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +177,7 @@ def test_two_rewards_cannot_have_one_name():
 def test_a_reward_that_misbehaves_is_named(suite, cells, score, message):
     own = RewardSuite(dict(suite.config.classifier_config))
     own.count += 1
-    own.rewards = (Reward("faulty", ["images"], score=score),)
+    own.rewards = (Reward("faulty", score=score),)
     own.weights = {"faulty": 1.0}
     with pytest.raises(ValueError, match=f"reward 'faulty' .*{message}"):
         own(open_images(cells)[:3], cells["moa"][:3])

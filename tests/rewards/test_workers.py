@@ -15,14 +15,7 @@ from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.rewards.partial import (
-    PartlyMeasured,
-    measure_finite,
-    nothing_measured,
-    put,
-    scaled_statistics,
-    score_partly,
-)
+from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, scaled_statistics, score_partly
 from cellfluxrl.rewards.workers import RewardWorkers
 
 COUNT = 12
@@ -42,7 +35,7 @@ PLUGIN = """
                 os.kill(os.getpid(), signal.SIGKILL)
         return seen.images.mean(dim=(1, 2, 3))
 
-    fragile = Reward("fragile", needs=["images"], score=score)
+    fragile = Reward("fragile", score=score)
 """
 
 # Starts a worker, is interrupted while that loads, and ends with the worker in the middle of an image.
@@ -138,9 +131,9 @@ def test_scaled_statistics_are_the_suites_and_nan_without_nuclei(suite, cells):
 
 def test_parts_measured_apart_are_put_together(suite, cells):
     images, moa, groups = cells
-    whole = nothing_measured(suite, COUNT)
+    whole = PartlyMeasured.nothing(suite, COUNT)
     for rows in torch.arange(COUNT).split(5):
-        put(whole, rows, measure_finite(suite, images[rows], [moa[i] for i in rows]))
+        whole.put(rows, measure_finite(suite, images[rows], [moa[i] for i in rows]))
     whole = PartlyMeasured.from_tensors(whole.tensors())
     assert_same(score_partly(suite, whole, moa, "energy", groups), suite(images, moa, "energy", groups))
 

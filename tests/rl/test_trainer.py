@@ -76,7 +76,7 @@ class PlaneTask:
         noised = torch.lerp(source, draw_targets(count, generator), time[:, None])
         return Probes(noised=noised, time=time, condition=torch.zeros(count, 1))
 
-    def measure(self, samples, labels):
+    def measure(self, samples, starts):
         values = self.reward(samples)
         return lambda: {"value": values}
 

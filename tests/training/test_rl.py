@@ -89,6 +89,7 @@ def test_rollouts_of_one_control_differ_by_their_noise_alone(task):
     for group in starts.group.unique():
         own = starts.source[starts.group == group]
         assert (own == own[0]).all()
+    assert torch.equal(starts.source, starts.context["control"]), "which rewards may compare with"
     noisy = task().draw(seeded_generator(0, "test"))
     assert (noisy.source[0] != noisy.source[1]).any()
 
@@ -103,12 +104,12 @@ def test_discrete_times_are_those_of_the_solver_and_continuous_ones_any(task):
 
 def test_an_image_that_is_not_finite_has_no_reward_and_leaves_the_others_theirs(task):
     task = task(reward_form="deviation")
-    labels = torch.zeros(4, dtype=torch.long)
+    starts = task.draw(seeded_generator(0, "test")).take(slice(4))
     images = torch.zeros(4, 3, 16, 16)
-    whole = task.score(task.measure(images, labels)(), labels)
+    whole = task.score(task.measure(images, starts)(), starts.label)
     images[1, 0, 3, 3] = torch.nan
     images[2, 1, 0, 0] = torch.inf
-    for name, scores in task.score(task.measure(images, labels)(), labels).items():
+    for name, scores in task.score(task.measure(images, starts)(), starts.label).items():
         assert scores.isfinite().tolist() == [True, False, False, True]
         assert torch.equal(scores[[0, 3]], whole[name][[0, 3]])
 

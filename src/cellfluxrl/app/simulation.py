@@ -15,8 +15,9 @@ from cellfluxrl.app.models import Models, load_models
 from cellfluxrl.data.images import as_model_images, to_unit
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
+from cellfluxrl.rewards.measuring import Measured
+from cellfluxrl.rewards.real_range import REAL_RANGE
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, make_segmenter
-from cellfluxrl.rewards.suite import REAL_RANGE, Measured
 from cellfluxrl.seeding import seeded_generator
 
 # The last two are from modules of their own; scripts and Spaces look for them here.

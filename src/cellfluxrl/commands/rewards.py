@@ -37,6 +37,10 @@ def fit_parser() -> CommandParser:
     parser.add_argument("dataset", help="folder that `cellfluxrl data build` made, or org/name on the Hub")
     parser.add_argument("--classifier", required=True, help="folder of `cellfluxrl moa`, or org/name on the Hub")
     parser.add_argument("--output_dir", required=True, help="where the suite goes")
+    parser.add_argument(
+        "--rewards", nargs="*", metavar="NAME", help="default: the seven of CellFluxRL and those of --plugins"
+    )
+    _add_plugins_option(parser)
     parser.add_argument("--segmenter", default="watershed", help="what outlines nuclei and cells; default: watershed")
     parser.add_argument(
         "--segmenter_settings", nargs="*", default=[], metavar="KEY=VALUE", help="its settings, e.g. nucleus_sigma=1.5"
@@ -55,6 +59,7 @@ def fit(argv: Sequence[str]) -> None:
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --segmenter watershed \\
           --segmenter_settings nucleus_sigma=1.5 --pixel_size 0.5
+      cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --plugins my_module
     """
     args = fit_parser().parse_args(argv)
     settings = _parse_settings(args.segmenter_settings)
@@ -70,8 +75,10 @@ def fit(argv: Sequence[str]) -> None:
         classifier.eval(),
         segmenter=args.segmenter,
         segmenter_settings=settings,
+        rewards=args.rewards,
         pixel_size=args.pixel_size,
         seed=args.seed,
+        plugins=args.plugins,
     )
     suite.save_pretrained(args.output_dir)
     if args.json:
@@ -93,6 +100,12 @@ def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise ValueError(f"--segmenter_settings {key}: {value!r} is no number, text or list") from error
     return settings
+
+
+def _add_plugins_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugins", nargs="*", default=[], metavar="MODULE", help="modules that hold custom rewards or segmenters"
+    )
 
 
 def _check_pixel_size(pixel_size: float | None) -> None:
@@ -170,7 +183,8 @@ def _describe(suite: RewardSuite) -> str:
         [[name, f"{weight:.3f}", separability.get(name, "-")] for name, weight in suite.weights.items()],
         columns=["reward", "weight", "separability"],
     )
-    parts = ["real cells, mean ± standard deviation (moa: log-odds)", text_table(fitted)]
+    units = "; ".join(f"{reward.name}: {reward.unit}" for reward in suite.rewards if reward.unit)
+    parts = [f"real cells, mean ± standard deviation{f' ({units})' if units else ''}", text_table(fitted)]
     if min(counts.values()) < FEW_IMAGES:
         parts.append(f"* fewer than {FEW_IMAGES} images: shrunk towards all MoAs")
     parts += ["", "separability: 0, alike in every MoA, to 1, tells the MoA", text_table(rewards)]
@@ -192,6 +206,7 @@ def score_parser() -> CommandParser:
     )
     parser.add_argument("--table", help="CSV file with the columns file and moa, for a folder; others are kept")
     parser.add_argument("--split", help="which part of a data set; default: test")
+    _add_plugins_option(parser)
     parser.add_argument("--form", default="deviation", help="deviation (default) or energy")
     parser.add_argument(
         "--group_by", nargs="*", default=[], metavar="COLUMN", help="energy: compare images that agree in these"
@@ -216,9 +231,11 @@ def score(argv: Sequence[str]) -> None:
     """
     args = score_parser().parse_args(argv)
     _check_score_arguments(args)
+    from cellfluxrl.rewards.plugins import load_plugins
     from cellfluxrl.rewards.scoring import mean_scores, score_images, summarize_scores, write_parquet
     from cellfluxrl.rewards.suite import RewardSuite
 
+    load_plugins(args.plugins)
     suite = _load(RewardSuite, args.suite, "suite")
     images = _open_images(args, suite)
     output = Path(args.output)

@@ -17,7 +17,7 @@ from cellfluxrl.evaluation.statistics.metrics import (
     relative_spread,
 )
 from cellfluxrl.models.moa_classifier import MoAClassifier
-from cellfluxrl.pipelines.candidates import CandidateScores, choose_candidates, scores_of
+from cellfluxrl.pipelines.selection import CandidateScores, choose_candidates, scores_of
 from cellfluxrl.rewards.suite import RewardSuite
 
 REWARD_COLUMNS = (

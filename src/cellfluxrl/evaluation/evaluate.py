@@ -40,7 +40,7 @@ from cellfluxrl.evaluation.statistics.paired import (
 )
 from cellfluxrl.evaluation.statistics.strata import rows_by_group
 from cellfluxrl.evaluation.statistics.two_sample import MINIMUM_CELLS, two_sample_test
-from cellfluxrl.pipelines.candidates import choose_candidates, scores_of
+from cellfluxrl.pipelines.selection import choose_candidates, scores_of
 
 SELECTIONS = ("best", "match")
 MOST_FEATURES = 512  # of a Frechet distance with an interval: the time grows with the third power

@@ -19,9 +19,10 @@ from cellfluxrl.data.images import images_to_tensor, unit_floats
 from cellfluxrl.evaluation.features.extractors import FeatureExtractor
 from cellfluxrl.evaluation.features.morphology import morphology_features
 from cellfluxrl.models.moa_classifier import MoAClassifier
+from cellfluxrl.rewards.measuring import Measured
 from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure
 from cellfluxrl.rewards.segmentation.protocol import Segmenter
-from cellfluxrl.rewards.suite import Measured, RewardSuite
+from cellfluxrl.rewards.suite import RewardSuite
 
 BATCH = 256
 THREADS = min(4, os.cpu_count() or 1)

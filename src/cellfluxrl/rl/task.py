@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
 
+from cellfluxrl.rows import Rows
+
 
 @dataclass(frozen=True)
-class Starts:
+class Starts(Rows):
     """What N rollouts start from.
 
     Args:
@@ -18,12 +20,14 @@ class Starts:
         condition: `(N, D)`; what the velocity model is conditioned on.
         group: `(N,)`; rollouts with the same integer share a baseline.
         label: `(N,)`; what the task needs to know to pair and score each rollout.
+        context: What else the task wants to know when it measures the rollouts, each `(N, ...)`.
     """
 
     source: torch.Tensor
     condition: torch.Tensor
     group: torch.Tensor
     label: torch.Tensor
+    context: dict[str, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,11 +58,11 @@ class Task(Protocol):
         """Draw points of base training."""
         ...
 
-    def measure(self, samples: torch.Tensor, labels: torch.Tensor) -> Callable[[], dict[str, torch.Tensor]]:
+    def measure(self, samples: torch.Tensor, starts: Starts) -> Callable[[], dict[str, torch.Tensor]]:
         """Begin to measure samples, beside what comes next; the function that is returned waits for the result.
 
-        Its tensors, whose first axis counts the samples, are all that [`score`] will know of the samples. Each process
-        of a run measures the samples it drew.
+        `starts` is what the samples started from. The tensors of the result, whose first axis counts the samples, are
+        all that [`score`] will know of the samples. Each process of a run measures the samples it drew.
         """
         ...
 

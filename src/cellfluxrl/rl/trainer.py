@@ -200,7 +200,7 @@ class RLTrainer:
 
     def sample_reference(self, starts: Starts) -> torch.Tensor:
         """Samples of the base; every process computes all of them."""
-        return torch.cat([samples for samples, _ in self._samples(self.reference, starts, slice(None), self.settings)])
+        return torch.cat([samples for samples, _ in self._samples(self.reference, starts, self.settings)])
 
     def _sample(
         self, starts: Starts, settings: RLSettings
@@ -211,25 +211,24 @@ class RLTrainer:
             The rollouts, what waits for the measurements, and the seconds that measuring held up the sampling.
         """
         rollouts, pending, measuring = [], [], 0.0
-        for samples, label in self._samples(self.old, starts, self._share(len(starts.source)), settings):
+        for samples, part in self._samples(self.old, starts.take(self._share(len(starts))), settings):
             rollouts.append(samples)
             began = clock.perf_counter()
-            pending.append(self.task.measure(samples, label))
+            pending.append(self.task.measure(samples, part))
             measuring += clock.perf_counter() - began
         return self._gather(torch.cat(rollouts)), pending, measuring
 
     def _samples(
-        self, model: torch.nn.Module, starts: Starts, rows: slice, settings: RLSettings
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Sample from some of the starts, part by part; each with its labels."""
+        self, model: torch.nn.Module, starts: Starts, settings: RLSettings
+    ) -> Iterator[tuple[torch.Tensor, Starts]]:
+        """Sample from starts, part by part; each with what it started from."""
         device = self.accelerator.device
-        columns = (starts.source[rows], starts.condition[rows], starts.label[rows])
-        parts = zip(*(column.split(settings.train_batch_size) for column in columns), strict=True)
-        for source, condition, label in parts:
-            source, condition = source.to(device), condition.to(device)
+        for first in range(0, len(starts), settings.train_batch_size):
+            part = starts.take(slice(first, first + settings.train_batch_size))
+            source, condition = part.source.to(device), part.condition.to(device)
             with self.accelerator.autocast():
                 samples = integrate(model, self.scheduler, source, condition, settings.num_inference_steps)
-            yield samples, label
+            yield samples, part
 
     def _gathered(self, pending: Sequence[Callable[[], dict[str, torch.Tensor]]]) -> dict[str, torch.Tensor]:
         """Wait for what this process measures; what all of them measured, in order."""
