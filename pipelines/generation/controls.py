@@ -21,7 +21,7 @@ from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
 # Of a data set's columns, those that say where a control is from.
-PLACE = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")
+ORIGIN_COLUMNS = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,15 @@ def open_controls(
     if path.exists() and not is_dataset(path):
         if split:
             raise ValueError(f"--split is for data sets; {name!r} holds images")
-        own_names = tuple(channels or channel_names)
-        _check_channels(own_names, channel_names)
-        images = images_of_files(path, own_names, moa=CONTROL)
+        found = tuple(channels or channel_names)
+        _check_channels(found, channel_names)
+        images = images_of_files(path, found, moa=CONTROL)
     else:
         if channels:
             raise ValueError(f"--channels is for files; the data set {name!r} names its own")
-        own_names = tuple(channel_names)
-        images = _controls_of_dataset(name, split or "test", own_names)
-    order = [own_names.index(channel) for channel in channel_names]
+        found = tuple(channel_names)
+        images = _controls_of_dataset(name, split or "test", found)
+    order = [found.index(channel) for channel in channel_names]
 
     def read(row: int) -> np.ndarray:
         return np.ascontiguousarray(unit_floats(images.read(row))[order])
@@ -83,7 +83,7 @@ def open_controls(
     candidates = evenly_spread(len(images.rows), max_controls).tolist()
     kept, digests, skipped = _check_each(images, candidates, read, image_size)
     rows = pd.DataFrame({"control": images.rows["source"].iloc[kept].tolist(), "control_sha256": digests})
-    for column in PLACE:
+    for column in ORIGIN_COLUMNS:
         if column in images.rows:
             rows[f"control_{column}"] = images.rows[column].iloc[kept].to_numpy()
     return Controls(rows, lambda row: read(kept[row]), [*images.skipped, *skipped])
@@ -97,26 +97,26 @@ def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
     Raises:
         ValueError: If a plate has fewer than 20 controls, or the pipeline does not know those of training.
     """
-    reference, own = pipe.training_levels(), {}
+    reference, levels = pipe.training_levels(), {}
     plate_of = controls.rows.get("control_plate", pd.Series([""] * len(controls.rows))).to_numpy()
     for plate in pd.unique(plate_of):
         rows = np.flatnonzero(plate_of == plate)
         rows = rows[evenly_spread(len(rows), MOST_IMAGES)]
-        own[plate] = intensity_levels(np.stack([from_unit(controls.read(row)) for row in rows]))
+        levels[plate] = intensity_levels(np.stack([from_unit(controls.read(row)) for row in rows]))
 
     def read(row: int) -> np.ndarray:
         image = torch.from_numpy(from_unit(controls.read(row)))[None]
-        return to_unit(match_levels(image, own[plate_of[row]], reference))[0].numpy()
+        return to_unit(match_levels(image, levels[plate_of[row]], reference))[0].numpy()
 
     return Controls(controls.rows, read, controls.skipped)
 
 
-def _check_channels(own_names: tuple[str, ...], channel_names: Sequence[str]) -> None:
+def _check_channels(found: tuple[str, ...], channel_names: Sequence[str]) -> None:
     for channel in channel_names:
-        if channel not in own_names:
-            raise ValueError(f"the network needs the channel {channel!r}, but --channels names {list(own_names)}")
-    if len(set(own_names)) < len(own_names):
-        raise ValueError(f"--channels names a channel twice: {list(own_names)}")
+        if channel not in found:
+            raise ValueError(f"the network needs the channel {channel!r}, but --channels names {list(found)}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"--channels names a channel twice: {list(found)}")
 
 
 def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) -> ImagesToScore:

@@ -18,7 +18,7 @@ from cellfluxrl.data.images import to_rgb
 from cellfluxrl.data.parquet import ShardWriter, encode_cells
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.files import write_whole
-from cellfluxrl.pipelines.generation.controls import PLACE
+from cellfluxrl.pipelines.generation.controls import ORIGIN_COLUMNS
 
 SUFFIXES = {"tiff": ".ome.tiff", "png": ".png", "npy": ".npy"}
 FORMATS = (*SUFFIXES, "parquet")
@@ -100,7 +100,7 @@ def _cell_rows(table: pd.DataFrame) -> pd.DataFrame:
     """The columns of the cell schema: what was generated, and where its control is from."""
     rows = table[["compound", "smiles", "concentration", "moa"]].fillna({"moa": ""})
     unknown = {"plate": "", "well": "", "field": table["control"], "x": np.nan, "y": np.nan}
-    for column in PLACE:
-        own = f"control_{column}"
-        rows[column] = table[own] if own in table else unknown.get(column, np.full(len(table), None))
+    for column in ORIGIN_COLUMNS:
+        name = f"control_{column}"
+        rows[column] = table[name] if name in table else unknown.get(column, np.full(len(table), None))
     return rows.assign(is_control=False, split="test")

@@ -27,9 +27,9 @@ TABLE = "generated.parquet"
 PROVENANCE = "provenance.json"
 FINISHED = ".finished"  # folder with the table of each finished batch
 # What a run leaves in its folder.
-OWN = (TABLE, PROVENANCE, FINISHED, "images", "data", "README.md")
+RESULTS = (TABLE, PROVENANCE, FINISHED, "images", "data", "README.md")
 # What the images follow from: a run goes on only where all of it is the same.
-DECISIVE = {
+COMPARED = {
     "components": "another",
     "settings": "",
     "controls_sha256": "other controls",
@@ -38,7 +38,7 @@ DECISIVE = {
 PACKAGES = ("cellfluxrl", "torch", "diffusers", "numpy", "scikit-image", "scipy", "opencv-python-headless", "cellpose")
 
 
-def take_up(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -> tuple[list[dict[str, Any]], bool]:
+def resume(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -> tuple[list[dict[str, Any]], bool]:
     """Find out how far a run has come.
 
     Args:
@@ -81,7 +81,7 @@ def take_up(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
     """The first in what the images follow from, in words."""
-    for key, words in DECISIVE.items():
+    for key, words in COMPARED.items():
         old, new = before.get(key), now[key]
         if old == new:
             continue
@@ -93,7 +93,7 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
 
 
 def _clear(folder: Path) -> None:
-    for path in (folder / name for name in OWN):
+    for path in (folder / name for name in RESULTS):
         if path.is_dir():
             shutil.rmtree(path)
         else:
@@ -147,30 +147,30 @@ def session(
     Yields:
         The session's entry; `"images"` is to be counted up.
     """
-    own: dict[str, Any] = {
+    entry: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": None,
         "images": 0,
         "device": device,
         "versions": _versions(),
     }
-    if earlier and earlier[-1]["versions"] != own["versions"]:
+    if earlier and earlier[-1]["versions"] != entry["versions"]:
         logger.warning("the images so far were made with other versions of packages, see %s", folder / PROVENANCE)
     begin = time.monotonic()
 
     def save(is_complete: bool) -> None:
-        text = json.dumps({"complete": is_complete, **provenance, "sessions": [*earlier, own]}, indent=1)
+        text = json.dumps({"complete": is_complete, **provenance, "sessions": [*earlier, entry]}, indent=1)
         write_whole(folder / PROVENANCE, lambda partial: partial.write_text(text, encoding="utf-8"))
 
     save(is_complete=False)
     try:
-        yield own
+        yield entry
     except BaseException:
-        own["seconds"] = round(time.monotonic() - begin, 1)
+        entry["seconds"] = round(time.monotonic() - begin, 1)
         with contextlib.suppress(OSError):  # the disk may be full, which is what is reported then
             save(is_complete=False)
         raise
-    own["seconds"] = round(time.monotonic() - begin, 1)
+    entry["seconds"] = round(time.monotonic() - begin, 1)
     save(is_complete=True)
     shutil.rmtree(folder / FINISHED)
 

@@ -35,7 +35,7 @@ from cellfluxrl.seeding import seeded_generator
 logger = logging.getLogger(__name__)
 
 # Of the table of a batch, what only the run itself needs to go on and to finish.
-INTERNAL = ("statistics", "pixels")
+BATCH_COLUMNS = ("statistics", "pixels")
 
 Job = tuple[int, int, int]  # control, treatment, sample
 
@@ -155,7 +155,7 @@ def generate_images(
         controls = calibrated(controls, pipe)
     run = _Run(pipe, controls, treatments, conditions, settings, folder)
     with locked(folder, f"another process is generating into {str(folder)!r}"):
-        sessions, is_complete = generation_folder.take_up(folder, provenance, overwrite)
+        sessions, is_complete = generation_folder.resume(folder, provenance, overwrite)
         if is_complete:
             logger.warning("%s is finished: there is nothing to do", folder)
             return pd.read_parquet(folder / generation_folder.TABLE)
@@ -218,8 +218,8 @@ class _Run:
     def batches(self) -> Iterator[list[Job]]:
         """All jobs; a call of the pipeline scores all of its images or none, and so does a batch."""
         for is_scored in (True, False):
-            own = [k for k, treatment in enumerate(self.treatments) if treatment.is_scored == is_scored]
-            jobs = product(range(len(self.controls.rows)), own, range(self.settings.num_per_control))
+            chosen = [k for k, treatment in enumerate(self.treatments) if treatment.is_scored == is_scored]
+            jobs = product(range(len(self.controls.rows)), chosen, range(self.settings.num_per_control))
             while batch := list(islice(jobs, self.settings.batch_size)):
                 yield batch
 
@@ -324,11 +324,14 @@ def _finish(run: _Run) -> pd.DataFrame:
                 raise OSError(f"batch {number} was finished and is gone from {run.folder}")
             yield table
 
-    table = pd.concat([own.drop(columns=list(INTERNAL), errors="ignore") for own in finished()], ignore_index=True)
+    table = pd.concat(
+        [batch.drop(columns=list(BATCH_COLUMNS), errors="ignore") for batch in finished()], ignore_index=True
+    )
     if run.settings.format == "parquet":
         shape = (len(run.pipe.channel_names), *run.controls.read(0).shape[1:])
         batches = (
-            (own, np.frombuffer(b"".join(own["pixels"]), np.uint8).reshape(len(own), *shape)) for own in finished()
+            (batch, np.frombuffer(b"".join(batch["pixels"]), np.uint8).reshape(len(batch), *shape))
+            for batch in finished()
         )
         table.insert(0, "file", write_dataset(run.folder, batches, run.pipe.channel_names))
     if "within_range" in table:

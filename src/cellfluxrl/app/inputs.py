@@ -75,24 +75,24 @@ def read_controls(path: str | Path, models: Models, channels: str = "") -> Contr
     """
     path = Path(path)
     needed = models.pipe.channel_names
-    own = tuple(name.strip() for name in channels.split(",") if name.strip()) or needed
+    found = tuple(name.strip() for name in channels.split(",") if name.strip()) or needed
     for name in needed:
-        if name not in own:
+        if name not in found:
             raise ValueError(
-                f"this pipeline needs the channel {name!r}, and the file's were given as {', '.join(own)}"
+                f"this pipeline needs the channel {name!r}, and the file's were given as {', '.join(found)}"
             )
-    if len(set(own)) < len(own):
-        raise ValueError(f"a channel is named twice: {', '.join(own)}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"a channel is named twice: {', '.join(found)}")
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path.name}: the file is empty")
     try:
-        opened = images_of_files(path, own, moa=CONTROL)
+        opened = images_of_files(path, found, moa=CONTROL)
         images = [opened.read(row) for row in range(min(len(opened.rows), EXAMPLES))]
     except (ValueError, OSError, EOFError) as error:
         said = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other
         said = said.replace(f"{path.parent}/", "")  # a folder of the server, which means nothing to its visitor
         raise ValueError(said if path.name in said else f"{path.name}: {said}") from error
-    order = [own.index(name) for name in needed]
+    order = [found.index(name) for name in needed]
     images = [unit_floats(image)[order] for image in images]
     for image in images:
         _check_control(image, path.name, models)

@@ -73,10 +73,10 @@ def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool 
         raise ValueError(f"the network of {pipeline!r} is unconditional: there is no compound to choose")
     if base is None:
         return Models(pipe, pipeline)
-    own = _load(base).to(device)
-    _check_base(own, base, pipe)
-    own.register_modules(rewards=pipe.rewards)
-    return Models(pipe, pipeline, own, base)
+    base_pipe = _load(base).to(device)
+    _check_base(base_pipe, base, pipe)
+    base_pipe.register_modules(rewards=pipe.rewards)
+    return Models(pipe, pipeline, base_pipe, base)
 
 
 def find_base(pipeline: str) -> str | None:
@@ -103,10 +103,10 @@ def _load(name: str) -> CellFluxRLPipeline:
 
 def _check_base(base: CellFluxRLPipeline, name: str, pipe: CellFluxRLPipeline) -> None:
     for what in ("channel_names", "condition_dim"):
-        own, other = base.unet.config[what], pipe.unet.config[what]
-        if own != other:
-            raise ValueError(f"the base {name!r} has {what} {own}, the pipeline {other}: they cannot be compared")
+        found, wanted = base.unet.config[what], pipe.unet.config[what]
+        if found != wanted:
+            raise ValueError(f"the base {name!r} has {what} {found}, the pipeline {wanted}: they cannot be compared")
     for what in ("radius", "num_bits", "log_dose"):
-        own, other = base.encoder.config[what], pipe.encoder.config[what]
-        if own != other:
-            raise ValueError(f"the base {name!r} encodes compounds with {what}={own}, the pipeline with {other}")
+        found, wanted = base.encoder.config[what], pipe.encoder.config[what]
+        if found != wanted:
+            raise ValueError(f"the base {name!r} encodes compounds with {what}={found}, the pipeline with {wanted}")

@@ -145,11 +145,11 @@ def _result(table: pd.DataFrame) -> dict[str, Any]:
     rewards = [name for name in table.columns if name.startswith("reward_") or name == "combined"]
     compounds = {
         compound: {
-            "images": len(own),
-            "rewards": {name.removeprefix("reward_"): own[name].mean() for name in rewards},
-            "within_range": own["within_range"].astype(float).mean() if rewards else None,
+            "images": len(images),
+            "rewards": {name.removeprefix("reward_"): images[name].mean() for name in rewards},
+            "within_range": images["within_range"].astype(float).mean() if rewards else None,
         }
-        for compound, own in table.groupby("compound")
+        for compound, images in table.groupby("compound")
     }
     return {"images": len(table), "controls": table["control"].nunique(), "compounds": compounds}
 

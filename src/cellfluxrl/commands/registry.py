@@ -51,6 +51,8 @@ def full_parser() -> argparse.ArgumentParser:
             continue
         if name not in groups:
             groups[name] = commands.add_parser(name, help=COMMANDS[name][1]).add_subparsers()
-        own = make()
-        groups[name].add_parser(word, help=own.description.split("\n\n")[0], parents=[own], add_help=False)
+        command_parser = make()
+        groups[name].add_parser(
+            word, help=command_parser.description.split("\n\n")[0], parents=[command_parser], add_help=False
+        )
     return parser

@@ -177,8 +177,8 @@ def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mappi
         weights: the tensors under the original's names.
         defaults: the arguments of `CellFluxUNet2DModel`, with their defaults.
     """
-    own = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
-    for name in own:
+    given = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
+    for name in given:
         if name not in defaults:
             raise unknown_name(
                 "CellFlux configuration entry", name, [*defaults, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION]
@@ -188,7 +188,7 @@ def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mappi
             raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
 
     inferred = infer_config(weights)
-    complete = {**inferred, **own}
+    complete = {**inferred, **given}
     # The original passes over factors that its network never reaches; ours refuses them.
     factors = [2**level for level in range(len(complete["channel_mult"]))]
     complete["attention_resolutions"] = tuple(f for f in complete["attention_resolutions"] if f in factors)

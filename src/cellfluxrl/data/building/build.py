@@ -89,7 +89,7 @@ def build_dataset(
     with locked(folder, f"another build is writing to {str(folder)!r}"):
         try:
             shutil.rmtree(folder / ASIDE, ignore_errors=True)  # of a build that was killed
-            _take_up(folder, report)
+            _resume(folder, report)
             failed = _build_plates(source, folder, split_of, report, num_proc)
         except KeyboardInterrupt:
             print(
@@ -171,7 +171,7 @@ def _check_folder(folder: Path) -> None:
             raise ValueError(f"{str(folder)!r} holds {found[:5]}, and is no build: choose another output_dir")
 
 
-def _take_up(folder: Path, report: dict[str, Any]) -> None:
+def _resume(folder: Path, report: dict[str, Any]) -> None:
     """Take the finished plates of an earlier build with the same settings into the report, and clear other shards."""
     if (folder / REPORT_NAME).is_file():
         before = _earlier_report(folder / REPORT_NAME)

@@ -15,6 +15,8 @@ References:
        microscopy", Journal of Microscopy 256, 231 (2014).
 """
 
+from __future__ import annotations
+
 import numpy as np
 from scipy import ndimage
 

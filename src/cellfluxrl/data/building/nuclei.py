@@ -9,6 +9,8 @@ References:
        Genome Biology 7, R100 (2006).
 """
 
+from __future__ import annotations
+
 import numpy as np
 from scipy import ndimage
 from skimage.segmentation import watershed

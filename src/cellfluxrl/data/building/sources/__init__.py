@@ -1,5 +1,7 @@
 """Where cells come from: each source gives crops and rows, plate by plate."""
 
+from __future__ import annotations
+
 import inspect
 from typing import Any
 
