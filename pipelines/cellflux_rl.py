@@ -273,7 +273,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         try:
             self.rewards.check_context(context)
         except ValueError as error:
-            if best_of_n > 1:
+            if best_of_n > 1 or moa is not None:
                 raise
             logger.warning("the images are not scored: %s", error)
             return None

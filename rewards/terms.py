@@ -75,14 +75,22 @@ def register_reward(reward: Reward) -> Reward:
     The rewards of a plug-in ([`load_plugins`]) and of an installed package that has an entry point for them, in the
     group `cellfluxrl.rewards`, are registered without.
 
+    A reward may be defined again by the same code, as when the cell of a notebook runs twice.
+
     Raises:
         ValueError: If another reward has the name.
     """
     importlib.import_module(SHIPPED)
-    if _REGISTERED.get(reward.name, reward) != reward:
-        raise ValueError(f"there is another reward {reward.name!r} already: {_REGISTERED[reward.name]!r}")
+    known = _REGISTERED.get(reward.name, reward)
+    if known != reward and _origin(known) != _origin(reward):
+        raise ValueError(f"there is another reward {reward.name!r} already: {known!r}")
     _REGISTERED[reward.name] = reward
     return reward
+
+
+def _origin(reward: Reward) -> list[tuple[str, str]]:
+    functions = (reward.score, reward.statistic)
+    return [(getattr(f, "__module__", ""), getattr(f, "__qualname__", repr(f))) for f in functions]
 
 
 def find_reward(name: str) -> Reward:

@@ -15,7 +15,14 @@ import torch
 from PIL import Image
 from small_models import IMAGE_SIZE, with_random_weights
 
-from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
+from cellfluxrl import (
+    CellFluxFlowMatchScheduler,
+    CellFluxRLPipeline,
+    CellFluxUNet2DModel,
+    CompoundEncoder,
+    Reward,
+    RewardSuite,
+)
 from cellfluxrl.app import inputs, simulation, views
 from cellfluxrl.app.models import Models, find_base, load_models
 from cellfluxrl.app.simulation import Sampling, generate
@@ -45,6 +52,20 @@ def models(pipeline, suite) -> Models:
 def alone() -> Models:
     """A pipeline without rewards and without a base."""
     return Models(small_pipeline(), "my/pipeline")
+
+
+@pytest.fixture(scope="module")
+def custom(simulated_cells, suite) -> Models:
+    """A pipeline whose rewards are others than the seven."""
+    change = Reward(
+        "change_of_app",
+        statistic=lambda seen: (seen.images - seen.control).mean(dim=(1, 2, 3)),
+        title="Brighter <b>than</b> the control",
+        unit="grey levels & more",
+    )
+    plain = Reward("mean_brightness", score=lambda seen: seen.images.mean(dim=(1, 2, 3)))
+    own = RewardSuite.fit(simulated_cells["train"], suite.classifier, rewards=[change, plain])
+    return Models(small_pipeline(own), "my/pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -332,6 +353,18 @@ def test_statistics_are_in_the_units_of_measurement(models, result, suite):
     assert ((size.real >= size.low) & (size.real <= size.high)).mean() > 0.94
     areas = [np.bincount(labels.ravel())[1:].max(initial=0) for labels in result.rows["Base"].masks.nuclei]
     np.testing.assert_allclose(np.nan_to_num(size.values["Base"]), areas)
+
+
+def test_other_rewards_than_the_seven_are_shown_by_their_own_titles_and_units(custom, control):
+    result = generate(custom, control, "example", Treatment("taxol"), QUICK)
+    statistics, rewards = views.statistics_html(custom, result), views.rewards_html(custom, result)
+    assert "<b>Brighter &lt;b&gt;than&lt;/b&gt; the control</b><small>grey levels &amp; more</small>" in statistics
+    assert "Mean brightness" not in statistics, "it compares no statistic"
+    for title in ("Brighter &lt;b&gt;than&lt;/b&gt; the control", "Mean brightness", "Combined"):
+        assert f'<th scope="row">{title}</th>' in rewards
+    table = views.scores_table(custom, result)
+    assert {"reward_change_of_app", "reward_mean_brightness", "combined", "measured_change_of_app"} <= set(table)
+    assert table["measured_change_of_app"].iloc[0] == pytest.approx(0, abs=1e-6), "the control beside itself"
 
 
 def test_what_is_outside_of_real_cells_is_said_in_words():

@@ -166,6 +166,14 @@ def test_two_rewards_cannot_have_one_name():
         register_reward(Reward("containment", score=len))
 
 
+def test_the_cell_of_a_notebook_may_run_twice():
+    code = "reward = Reward('of_a_notebook', statistic=lambda seen: seen.images[:, 0].mean((1, 2)) * 2)"
+    cell = {"Reward": Reward, "__name__": "notebook"}
+    for _ in range(2):
+        exec(code, cell)
+        assert register_reward(cell["reward"]) is find_reward("of_a_notebook")
+
+
 @pytest.mark.parametrize(
     ("score", "message"),
     [

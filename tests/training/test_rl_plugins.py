@@ -103,6 +103,8 @@ def test_what_a_pipeline_is_not_told_is_not_scored_and_said(run, controls, gener
     assert "the images are not scored: reward 'log_dose' looks at the concentration of each image" in caplog.text
     with pytest.raises(ValueError, match="reward 'log_dose' looks at the concentration"):
         trained(controls, best_of_n=2, generator=generators(*range(6)), **settings)
+    with pytest.raises(ValueError, match="reward 'log_dose' looks at the concentration"):
+        trained(controls, moa="DNA damage", generator=generators(0, 1, 2), **settings)
 
 
 @pytest.mark.slow

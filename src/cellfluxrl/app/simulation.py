@@ -15,6 +15,7 @@ from cellfluxrl.app.models import Models, load_models
 from cellfluxrl.data.images import as_model_images, to_unit
 from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 from cellfluxrl.pipelines.generation.treatments import Treatment, resolve_treatments
+from cellfluxrl.rewards.context import Context
 from cellfluxrl.rewards.measuring import Measured
 from cellfluxrl.rewards.real_range import REAL_RANGE
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, make_segmenter
@@ -139,7 +140,7 @@ def generate(
 
         rows[title] = _generate_row(pipe, control, condition, moa, sampling, count)
     images = as_model_images(control[None], models.pipe.channel_names)
-    measured = None if moa is None else models.pipe.rewards.measure(images, [moa])
+    measured = None if moa is None else models.pipe.rewards.measure(images, [moa], context=Context(control=images))
     return Result(
         control=Row(images, masks=_segment(models.pipe, images), measured=measured),
         rows=rows,
@@ -178,7 +179,8 @@ def _generate_row(
     masks = _segment(pipe, images)
     if moa is None:
         return Row(images, masks, trajectory)
-    measured = pipe.rewards.measure(images, [moa] * len(images))
+    of_each = as_model_images(control[None], pipe.channel_names).expand_as(images)
+    measured = pipe.rewards.measure(images, [moa] * len(images), context=Context(control=of_each))
     rewards = {name: values.cpu() for name, values in output.rewards.items()}
     return Row(images, masks, trajectory, measured, rewards, output.within_range.cpu(), output.selected)
 

@@ -38,30 +38,7 @@ ROW_COLORS = {"Base": COLORS[0], "After RL": COLORS[1], "Generated": COLORS[1], 
 ROW_MARKERS = {"Base": "s", "After RL": "o", "Generated": "o", "Control": "x"}
 ROW_SIGNS = {"Base": "■", "After RL": "●", "Generated": "●", "Control": "✕"}
 REAL_COLOR = "#9a9a9a"
-TITLES = {
-    "moa": "Looks like its mechanism",
-    "containment": "Nuclei inside cells",
-    "roundness": "Roundness of nuclei",
-    "nucleus_size": "Largest nucleus",
-    "cytoplasm_size": "Largest cell",
-    "nucleus_count": "Number of nuclei",
-    "cytoplasm_count": "Number of cells",
-    "combined": "Combined",
-}
-UNITS = {
-    "moa": "log-odds of the classifier",
-    "roundness": "4π area / perimeter²",
-    "nucleus_size": "pixels",
-    "cytoplasm_size": "pixels",
-    "nucleus_count": "in the crop",
-    "cytoplasm_count": "in the crop",
-}
 UPLOADS = "a PNG in RGB (red is the last channel), or a TIFF, .npy or .npz with channels before height and width"
-
-
-def title_of(reward: str) -> str:
-    """What a reward is called on the page."""
-    return TITLES.get(reward, reward.replace("_", " ").capitalize())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -308,9 +285,11 @@ def statistics_html(models: Models, result: Result) -> str:
     if result.moa is None:
         return ""
     panels = []
+    rewards = {reward.name: reward for reward in models.pipe.rewards.rewards}
     for statistic in compare_statistics(models, result):
-        title, words = html.escape(title_of(statistic.name)), _in_words(statistic)
-        caption = f"<figcaption><b>{title}</b><small>{UNITS.get(statistic.name, '')}</small></figcaption>"
+        reward, words = rewards[statistic.name], _in_words(statistic)
+        title = html.escape(reward.title)
+        caption = f"<figcaption><b>{title}</b><small>{html.escape(reward.unit)}</small></figcaption>"
         plot = _svg_image(_statistic_plot(statistic), f"{title}: {words}")
         panels.append(f"<figure>{caption}{plot}<p>{words}</p></figure>")
     keys = "".join(
@@ -374,6 +353,7 @@ def rewards_html(models: Models, result: Result) -> str:
     if result.moa is None:
         return ""
     comparison = compare_rewards(models, result)
+    names = {reward.name: reward.title for reward in models.pipe.rewards.rewards} | {"combined": "Combined"}
     titles = [*result.rows, "Real cells"]
     head = "".join(f'<th scope="col">{title}</th>' for title in titles)
     body = []
@@ -383,7 +363,7 @@ def rewards_html(models: Models, result: Result) -> str:
             is_above = title != "Real cells" and name in above_real(comparison, title)
             word = ' <span class="cf-above">above real</span>' if is_above else ""
             cells.append(f"<td>{means[title]:.2f}{word}</td>")
-        body.append(f'<tr><th scope="row">{html.escape(title_of(name))}</th>{"".join(cells)}</tr>')
+        body.append(f'<tr><th scope="row">{html.escape(names[name])}</th>{"".join(cells)}</tr>')
     counts = [f"{title}: {len(above_real(comparison, title))} of {len(comparison)}" for title in result.rows]
     return (
         "<h3>Rewards <small>means of the images; higher is better, up to real cells</small></h3>"
