@@ -52,6 +52,7 @@ class Reward:
         score: From an [`Observation`] of N images to N finite numbers.
         statistic: From an [`Observation`] of N images to N numbers; NaN where an image has nothing to measure, such as
             the roundness of no nucleus. Such an image is never rewarded.
+        title, unit, description: What it is called and what it is, for tables and reports.
 
     Raises:
         ValueError: If it needs something else, or has neither score nor statistic.
@@ -65,6 +66,9 @@ class Reward:
     needs: Sequence[str]
     score: Callable[[Observation], torch.Tensor] | None = None
     statistic: Callable[[Observation], torch.Tensor] | None = None
+    title: str = ""
+    unit: str = ""
+    description: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.needs, str):
