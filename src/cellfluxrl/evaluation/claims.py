@@ -84,7 +84,7 @@ def claims_of_model(
         claims.append(Claim(model, column, sentence, columns[column].optimised, value, null, verdict))
 
     for column, text, better in (
-        ("accuracy_judge", "The held-out classifier tells the mechanism more often than in the untreated controls", 1),
+        ("accuracy_judge", "The held-out classifier names the mechanism more often than in the untreated controls", 1),
         ("kernel", "The cells are closer to real treated cells than the untreated controls are", -1),
         (
             "wasserstein",

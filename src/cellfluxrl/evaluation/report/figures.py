@@ -159,9 +159,10 @@ def _outlined(crops: np.ndarray, suite: RewardSuite) -> np.ndarray:
     return outlined(images_to_tensor(crops), masks.nuclei, masks.cells)
 
 
-def draw_grid(path: Path, images: Images) -> None:
-    """Crops of every compound, of every set."""
-    sets, rows = _sets(images), {}
+def draw_grid(path: Path, results: Results) -> None:
+    """Crops of every compound, of every set that was not chosen among candidates."""
+    images, rows = results.images, {}
+    sets = {name: cells for name, cells in _sets(images).items() if name not in results.chosen}
     by_compound = rows_by_group(images.compound)
     for compound in sorted(by_compound, key=lambda c: (images.moa[by_compound[c][0]], c)):
         chosen = np.resize(by_compound[compound], PER_COMPOUND)
@@ -211,7 +212,7 @@ def draw_all(
         paths["cells"] = folder / "cells.png"
         draw_cells(paths["cells"], results.images, suite)
         paths["grid"] = folder / "grid.png"
-        draw_grid(paths["grid"], results.images)
+        draw_grid(paths["grid"], results)
         for k, model in enumerate(results.models):
             paths[f"failures {model}"] = folder / f"failures_{k}.png"
             draw_failures(paths[f"failures {model}"], results, model, suite)

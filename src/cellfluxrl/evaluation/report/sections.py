@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from cellfluxrl.evaluation.claims import FAILS, HOLDS, NOT_SHOWN, Claim
+from cellfluxrl.evaluation.claims import FAILS, HOLDS, Claim
 from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW
 from cellfluxrl.evaluation.evaluate import GroupRow, Results
 from cellfluxrl.evaluation.report.html import MISSING, Section, Table, format_interval, write_report
@@ -26,7 +26,7 @@ def findings(results: Results) -> list[str]:
         f"Rewards, and what is made with their classifier, may have been optimised: {', '.join(optimised)}. "
         "Everything else was never optimised."
     ]
-    for model in results.models:
+    for model in (model for model in results.models if model not in results.chosen):
         own = [c for c in results.claims if c.model == model and not c.against and not c.optimised]
         failed = [c.column for c in own if c.verdict == FAILS]
         sentences.append(
@@ -44,11 +44,11 @@ def _gains(results: Results, ours: str, theirs: str) -> list[str]:
     sentences = []
     for optimised, kind in ((True, "what may have been optimised"), (False, "held-out evidence")):
         own = [c for c in results.claims if (c.model, c.against, c.optimised) == (ours, theirs, optimised)]
-        by_verdict = [
-            f"{text} {', '.join(c.column for c in own if c.verdict == verdict) or 'nothing'}"
-            for verdict, text in ((HOLDS, "better in"), (FAILS, "worse in"), (NOT_SHOWN, "no difference shown in"))
-        ]
-        sentences.append(f"{ours} against {theirs}, on {kind}: {'; '.join(by_verdict)}.")
+        better, worse = ([c.column for c in own if c.verdict == verdict] for verdict in (HOLDS, FAILS))
+        sentences.append(
+            f"{ours} against {theirs}, on {kind}: better in {', '.join(better) or 'nothing'}; worse in "
+            f"{', '.join(worse) or 'nothing'}; no difference shown in the other {len(own) - len(better) - len(worse)}."
+        )
     return sentences
 
 
@@ -63,7 +63,7 @@ def _evidence_sections(results: Results) -> list[Section]:
     every = verdicts(results)
     columns = list(dict.fromkeys(column for claims in every.values() for column in claims))
     table = Table(
-        f"Claims about each model, by what they are about. {INTERVALS}",
+        "What became of the claims about each model, with the 95 % interval that says so.",
         columns,
         {
             model: [
@@ -229,10 +229,10 @@ def _memorisation_section(results: Results) -> Section:
 def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     shown = []
     if "cells" in pictures:
-        caption = "The same held-out cells in every row, with the outlines of nuclei and cells that the rewards see"
+        caption = "The same held-out cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue"
         shown.append((caption, pictures["cells"]))
     if "grid" in pictures:
-        shown.append(("Cells of every compound; actin red, tubulin green, DNA blue", pictures["grid"]))
+        shown.append(("Cells of every compound", pictures["grid"]))
     for model in results.models:
         if f"trajectories {model}" in pictures:
             caption = f"{model}: from the control with source noise to the treated cell"
