@@ -58,7 +58,9 @@ def test_demo_ends_with_table_pictures_report_and_pipeline(demo: Path) -> None:
     assert results["seconds"]["total"] >= results["seconds"]["evaluation"] > 0
     pictures = [*(demo / "runs/demo/evaluation").glob("*/*.png")]
     assert {"cells.png", "grid.png", "best_of_n.png", "training.png"} <= {path.name for path in pictures}
-    assert all(min(Image.open(path).size) > 100 for path in pictures)
+    for path in pictures:
+        with Image.open(path) as picture:
+            assert min(picture.size) > 100
     html = (demo / "runs/demo/report.html").read_text()
     for text in ("real treated", "What holds on held-out evidence", "Post-training", "What to try next", "simulated"):
         assert text in html, text

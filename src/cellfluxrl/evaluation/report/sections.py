@@ -229,7 +229,7 @@ def _memorisation_section(results: Results) -> Section:
 def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     shown = []
     if "cells" in pictures:
-        caption = "The same held-out cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue"
+        caption = "The same cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue"
         shown.append((caption, pictures["cells"]))
     if "grid" in pictures:
         shown.append(("Cells of every compound", pictures["grid"]))
