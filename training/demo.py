@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -30,7 +29,7 @@ from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.training import moa, pretrain, rl
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
-from cellfluxrl.training.demo_command import DemoArguments, main
+from cellfluxrl.training.demo_options import DemoArguments
 from cellfluxrl.training.plots import draw_all
 from cellfluxrl.training.runs import find_runs
 
@@ -231,7 +230,3 @@ def run(args: DemoArguments, config: str) -> None:
     print(
         f"\n{stages.seconds['total']:.0f} s in all; report: {folder / 'report.html'}; pipeline: {folder / 'pipeline'}"
     )
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -17,7 +17,7 @@ from cellfluxrl.errors import unknown_name
 # are two words, `PARSERS` by the second one.
 COMMANDS = {
     "data": ("cellfluxrl.commands.data", "build, look at and publish data sets of cells"),
-    "demo": ("cellfluxrl.training.demo_command", "the whole chain on simulated or real cells, ending with a report"),
+    "demo": ("cellfluxrl.commands.demo", "the whole chain on simulated or real cells, ending with a report"),
     "pretrain": (
         "cellfluxrl.training.pretrain_command",
         "pretrain the network from control to treated cells",
