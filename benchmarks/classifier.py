@@ -23,8 +23,7 @@ from accelerate import Accelerator
 from cellfluxrl import MoAClassifier
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import to_uint8
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor, to_uint8
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator

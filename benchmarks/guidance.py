@@ -32,7 +32,8 @@ from cellfluxrl.data.compounds import MOAS, known_compounds
 from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.simulated import simulate_cells
-from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, frechet_distance, image_features
+from cellfluxrl.evaluation.statistics.intervals import bootstrap_interval
+from cellfluxrl.evaluation.statistics.metrics import frechet_distance, image_features
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training.demo import SHIPPED_BASE
 
@@ -148,8 +149,8 @@ def print_table(rows: list[Row], moa: np.ndarray, treated: torch.Tensor, treated
                 lambda i, d=distance, own=own: d(own, i),
                 lambda i, d=distance, own=own, full=full: d(own, i) - d(full, i),
             ):
-                value, error = statistic(np.arange(len(own))), bootstrap_error(statistic, len(own))
-                line += f" {value:+9.3f} +- {error:5.3f}"
+                found = bootstrap_interval(statistic, [len(own)], resamples=50)
+                line += f" {found.value:+9.3f} +- {found.error:5.3f}"
         print(line)
 
 

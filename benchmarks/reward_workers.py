@@ -18,7 +18,7 @@ import torch
 from cellfluxrl import MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards.workers import RewardWorkers
 
 REPEATS = 7

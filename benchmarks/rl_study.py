@@ -3,15 +3,16 @@
     python benchmarks/rl_study.py benchmarks/rl_study.yaml --base runs/base --classifier runs/classifier \
         --judge runs/judge --data_dir CROPS --output_dir runs/study
 
-trains and evaluates every variant of the YAML file with every seed, each as OUTPUT_DIR/VARIANT/seedK, and writes
-results.json and the tables. It goes on where it was stopped; several of them may share the work, each with its own
---only VARIANT,... or --seeds. `training/plots.py OUTPUT_DIR` draws the sweeps. With --dataset_name simulated there
-is no --data_dir, and --base defaults to the one that ships with the package.
+trains every variant of the YAML file with every seed, each as OUTPUT_DIR/VARIANT/seedK, evaluates all of them as
+`cellfluxrl evaluate` does, and writes report.html, results.json and the tables. It resumes where it was stopped;
+several of them may share the training, each with its own --only VARIANT,... or --seeds. `training/plots.py OUTPUT_DIR`
+draws the sweeps. With --dataset_name simulated there is no --data_dir, and --base defaults to the one that ships with
+the package.
 
 Base, classifier, reward suite, held-out controls and their noise are the same for all; what differs between seeds is
-everything random in post-training. "calibrated": from held-out controls at the intensities of those of training
-([`CellFluxPipeline.calibrate`]), for the base and the variants that `calibrated` names. An error is the standard error
-over seeds and that of the evaluation, together.
+everything random in post-training. OUTPUT_DIR/calibrated is the same from held-out controls at the intensities of
+those of training ([`CellFluxPipeline.calibrate`]), for the base and the variants that `calibrated` names. An error is
+the standard error over seeds and that of the evaluation, together.
 """
 
 from __future__ import annotations
@@ -19,70 +20,30 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import datasets
 import torch
 import yaml
 from accelerate import Accelerator
 from results_table import markdown_table
 
-from cellfluxrl import CellFluxPipeline, MoAClassifier, RewardSuite
-from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.evaluation.comparison import (
-    REWARD_COLUMNS,
-    Scored,
-    choose,
-    paired_difference,
-    score_images,
-    table_row,
-)
-from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, mean_wasserstein
+from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite
+from cellfluxrl.evaluation.measuring import make_evaluators
+from cellfluxrl.evaluation.study import StudySettings, run_study, write_study
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
-from cellfluxrl.training.demo import CANDIDATES, SHIPPED_BASE, HeldOut, generate_candidates, held_out_cells
+from cellfluxrl.training.demo import SHIPPED_BASE
+from cellfluxrl.training.runs import Row, by_group, find_runs, read_results
 
-Row = dict[str, tuple[float, float]]
-STATISTICS = 5  # shapes and counts; the sixth is the logit of a classifier that rewards are computed from
-
-
-class Evaluator:
-    """Judges pipelines on the same held-out controls and noise."""
-
-    def __init__(self, suite: RewardSuite, judge: MoAClassifier, cells: HeldOut, steps: int):
-        self.suite, self.judge, self.cells, self.steps = suite, judge, cells, steps
-        self.real = self.scored(cells.reference, cells.reference_moa)
-        self.accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
-
-    def scored(self, images: torch.Tensor, moa: Sequence[str]) -> Scored:
-        return score_images(images, moa, self.suite, self.judge)
-
-    def candidates(self, pipeline: CellFluxPipeline, calibrated: bool = False) -> Scored:
-        cells = replace(self.cells, controls=pipeline.calibrate(self.cells.controls)) if calibrated else self.cells
-        images = generate_candidates(pipeline, cells, self.steps, 0, self.accelerator)
-        return self.scored(images, [m for m in self.cells.moa for _ in range(CANDIDATES)])
-
-    def row(self, scored: Scored) -> Row:
-        """The demo's table, and the distance of each statistic."""
-        row = table_row(scored, self.real)
-        for k, name in enumerate(self.suite.statistic_names[:STATISTICS]):
-            a, b = (x.vectors[:, k : k + 1].double().numpy() for x in (scored, self.real))
-            row[f"W1 {name}"] = (
-                mean_wasserstein(a, b),
-                bootstrap_error(lambda r, a=a, b=b: mean_wasserstein(a[r], b), len(a)),
-            )
-        return row
-
-    def first(self, candidates: Scored, selection: str = "best", num: int = 1) -> Scored:
-        return choose(candidates, self.cells.moa, num, selection, self.suite)
+CANDIDATES = (1, 4)
 
 
 def over_seeds(rows: Sequence[Row]) -> Row:
     """Means over seeds; the error is that over seeds and that of the evaluation, together."""
     result = {}
-    for column in rows[0]:
+    for column in [column for column in rows[0] if all(column in row for row in rows)]:
         values = torch.tensor([row[column][0] for row in rows], dtype=torch.double)
         between = float(values.std() / len(values) ** 0.5) if len(values) > 1 else 0.0
         within = sum(row[column][1] for row in rows) / len(rows)
@@ -90,28 +51,32 @@ def over_seeds(rows: Sequence[Row]) -> Row:
     return result
 
 
-def run_variant(
-    args: argparse.Namespace, changed: dict, folder: Path, seed: int, base: CellFluxPipeline, suite: RewardSuite, cells
-) -> tuple[CellFluxPipeline, float]:
-    """Post-train one variant with one seed; the pipeline, and the seconds it took."""
-    own = rl.RLArguments(
-        **{
-            "dataset_name": args.dataset_name,
-            "data_dir": args.data_dir,
-            "image_size": 48,
-            "mixed_precision": "bf16",
-            "output_dir": str(folder),
-            "seed": seed,
-            "resume_from_checkpoint": "latest",
-            "checkpoints_total_limit": 1,
-            **changed,
-        }
-    )
-    started = time.perf_counter()
+def train_variant(
+    args: argparse.Namespace,
+    changed: Mapping,
+    folder: Path,
+    seed: int,
+    base: CellFluxPipeline,
+    suite: RewardSuite,
+    cells: datasets.DatasetDict,
+) -> None:
+    """Post-train one variant with one seed."""
+    fixed = {"dataset_name": args.dataset_name, "data_dir": args.data_dir, "image_size": 48, "mixed_precision": "bf16"}
+    fixed |= {"output_dir": str(folder), "resume_from_checkpoint": "latest", "checkpoints_total_limit": 1}
     accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
-    pipeline = rl.train(own, accelerator, cells, base, suite)
+    rl.train(rl.RLArguments(**{**fixed, "seed": seed, **changed}), accelerator, cells, base, suite)
     accelerator.free_memory()
-    return pipeline, time.perf_counter() - started
+
+
+def summarise(rows: Mapping[str, Row], labels: Mapping[str, Sequence[str]]) -> dict[str, Row]:
+    """One row for each variant, and the rows that have no seeds."""
+    of_variants = {label for group in labels.values() for label in group}
+    result = {name: row for name, row in rows.items() if name.split(", ")[0] not in of_variants}
+    for variant, group in labels.items():
+        for suffix in ("", *(f", {way} of {max(CANDIDATES)}" for way in ("best", "match"))):
+            if own := [rows[label + suffix] for label in group if label + suffix in rows]:
+                result[variant + suffix] = over_seeds(own)
+    return result
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -125,82 +90,54 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data_dir")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", help="names of variants, separated by commas")
-    parser.add_argument("--controls", type=int, default=320, help="held-out controls, each with 4 samples")
+    parser.add_argument("--controls", type=int, default=320, help="held-out controls")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    study = yaml.safe_load(Path(args.variants).read_text())
-    common, variants = study["common"], study["variants"]
-    folder = Path(args.output_dir)
-    cells = load_labelled_cells(
-        rl.RLArguments(
-            dataset_name=args.dataset_name, data_dir=args.data_dir, image_size=48, output_dir=args.output_dir
-        )
-    )
+    plan = yaml.safe_load(Path(args.variants).read_text())
+    common, variants, folder = plan["common"], plan["variants"], Path(args.output_dir)
+    data = {"dataset_name": args.dataset_name, "data_dir": args.data_dir, "image_size": 48}
+    cells = load_labelled_cells(rl.RLArguments(**data, output_dir=args.output_dir))
     base = CellFluxPipeline.from_pretrained(args.base)
     suite = RewardSuite.fit(cells["train"], MoAClassifier.from_pretrained(args.classifier))
-    judge = MoAClassifier.from_pretrained(args.judge)
-    held_out = held_out_cells(ControlTreatedPairs(cells["test"]), args.controls, seed=0)
-    evaluator = Evaluator(suite, judge, held_out, rl.RLArguments(**common).num_inference_steps)
-    base_candidates = evaluator.candidates(base)
-
     for name in args.only.split(",") if args.only else variants:
         for seed in args.seeds:
             own = folder / name / f"seed{seed}"
-            if (own / "evaluation.json").is_file():
-                continue
-            pipeline, seconds = run_variant(args, common | variants[name], own, seed, base, suite, cells)
-            candidates = evaluator.candidates(pipeline)
-            columns = {c: (candidates.rewards[c], base_candidates.rewards[c]) for c in REWARD_COLUMNS}
-            columns["judge"] = (candidates.judge, base_candidates.judge)
-            differences = {c: paired_difference(ours, theirs, args.controls) for c, (ours, theirs) in columns.items()}
-            evaluation = {
-                "row": evaluator.row(evaluator.first(candidates)),
-                "match": evaluator.row(evaluator.first(candidates, "match", CANDIDATES)),
-                "minus base": {c: (d.mean, d.standard_error) for c, d in differences.items()},
-                "seconds": seconds,
-            }
-            if name in study.get("calibrated", []):
-                candidates = evaluator.candidates(pipeline, calibrated=True)
-                evaluation["calibrated"] = evaluator.row(evaluator.first(candidates))
-                evaluation["calibrated, match"] = evaluator.row(evaluator.first(candidates, "match", CANDIDATES))
-            (own / "evaluation.json").write_text(json.dumps(evaluation, indent=2))
-            print(
-                f"\n{name}, seed {seed}: {seconds:.0f} s", {k: v[0] for k, v in evaluation["row"].items()}, flush=True
-            )
+            if not (own / "model_index.json").is_file():
+                train_variant(args, common | variants[name], own, seed, base, suite, cells)
 
-    rows = {
-        "copy of control": evaluator.row(evaluator.scored(held_out.controls, held_out.moa)),
-        "real treated": evaluator.row(evaluator.scored(held_out.treated, held_out.moa)),
-        "base": evaluator.row(evaluator.first(base_candidates)),
-        "base, best of 4": evaluator.row(evaluator.first(base_candidates, "best", CANDIDATES)),
-        "base, match of 4": evaluator.row(evaluator.first(base_candidates, "match", CANDIDATES)),
-    }
-    if study.get("calibrated"):
-        calibrated = evaluator.candidates(base, calibrated=True)
-        rows["base, calibrated"] = evaluator.row(evaluator.first(calibrated))
-        rows["base, calibrated, match of 4"] = evaluator.row(evaluator.first(calibrated, "match", CANDIDATES))
-    seconds, more, single = {}, {}, {}
-    for name in variants:
-        paths = sorted((folder / name).glob("seed*/evaluation.json"))
-        done = [json.loads(path.read_text()) for path in paths]
-        if done:
-            single |= {f"{name}/{path.parent.name}": e["row"] for path, e in zip(paths, done, strict=True)}
-            rows[name] = over_seeds([e["row"] for e in done])
-            if name in study.get("match", []):
-                more[f"{name}, match of 4"] = over_seeds([e["match"] for e in done])
-            if name in study.get("calibrated", []):
-                more[f"{name}, calibrated"] = over_seeds([e["calibrated"] for e in done])
-                more[f"{name}, calibrated, match of 4"] = over_seeds([e["calibrated, match"] for e in done])
-            seconds[name] = [round(e["seconds"]) for e in done]
-    rows |= more
-    (folder / "results.json").write_text(json.dumps({"rows": rows | single, "seconds": seconds}, indent=2))
-    columns = list(rows["base"])
-    for part in (columns[:8], columns[8:]):
-        print("\n" + markdown_table(rows, part))
-    print("\nseconds of each seed: " + ", ".join(f"{name} {values}" for name, values in seconds.items()))
+    runs = [run for run in find_runs([folder]) if (folder / run.label / "model_index.json").is_file()]
+    labels = {name: [run.label for run in group] for name, group in by_group(runs).items() if name in variants}
+    evaluators = make_evaluators(suite, MoAClassifier.from_pretrained(args.judge))
+    for part, chosen in (("", list(labels)), ("calibrated", [n for n in plan.get("calibrated", []) if n in labels])):
+        own = {name: labels[name] for name in chosen}
+        every = [label for group in own.values() for label in group]
+        if not every:
+            continue
+        matched = [label for name in plan.get("match", []) for label in own.get(name, [])]
+        settings = StudySettings(
+            num=args.controls,
+            best_of_n=CANDIDATES,
+            single=[label for label in every if label not in matched],
+            num_inference_steps=rl.RLArguments(**common).num_inference_steps,
+            calibrate=part == "calibrated",
+        )
+        models = {"base": base} | {label: CellFluxRLPipeline.from_pretrained(folder / label) for label in every}
+        study = run_study(models, cells, evaluators, settings, folder / part)
+        write_study(study, folder / part, f"Ways of post-training {part}", {"dataset": args.dataset_name, **plan})
+        rows = summarise(read_results([folder / part / "results.json"]), own)
+        for optimised in (True, False):
+            columns = [name for name, column in study.results.columns.items() if column.optimised == optimised]
+            print(f"\n{part}\n" + markdown_table(rows, columns))
+    seconds = {label: _seconds(folder / label) for group in labels.values() for label in group}
+    print("\nseconds of each run: " + json.dumps(seconds))
+
+
+def _seconds(folder: Path) -> int:
+    """What a run took, as its log says."""
+    return round(json.loads((folder / "log.jsonl").read_text().splitlines()[-1])["seconds"])
 
 
 if __name__ == "__main__":

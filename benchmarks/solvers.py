@@ -28,15 +28,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxPipeline, MoAClassifier
-from cellfluxrl.data.images import to_uint8
+from cellfluxrl.data.images import images_to_tensor, to_uint8
 from cellfluxrl.data.pairs import ControlTreatedPairs
-from cellfluxrl.evaluation.statistics.metrics import bootstrap_error, frechet_distance, image_features
+from cellfluxrl.evaluation.cells import HeldOutCells, sample_held_out
+from cellfluxrl.evaluation.statistics.intervals import bootstrap_interval
+from cellfluxrl.evaluation.statistics.metrics import frechet_distance, image_features
 from cellfluxrl.schedulers.grids import TIME_GRIDS
 from cellfluxrl.schedulers.solvers import SOLVERS
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa
 from cellfluxrl.training.common import load_cells
-from cellfluxrl.training.demo import SHIPPED_BASE, HeldOut, held_out_cells
+from cellfluxrl.training.demo import SHIPPED_BASE
 
 
 @dataclass(frozen=True)
@@ -64,18 +66,20 @@ def samplers(budgets: list[int]) -> list[Sampler]:
     return found
 
 
-def generate(pipe: CellFluxPipeline, cells: HeldOut, sampler: Sampler, args: argparse.Namespace) -> torch.Tensor:
-    """One sample of each control, `(N, C, H, W)`, with noise that depends on the seed and the control alone."""
+def generate(
+    pipe: CellFluxPipeline, cells: HeldOutCells, count: int, sampler: Sampler, args: argparse.Namespace
+) -> torch.Tensor:
+    """One sample of each of the first controls, `(N, C, H, W)`; its noise depends on seed and control alone."""
     pipe.scheduler = CellFluxFlowMatchScheduler.from_config(
         pipe.scheduler.config, solver=sampler.solver, time_grid=sampler.time_grid
     )
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=args.bf16):
         return pipe(
-            cells.controls,
-            compound=cells.compound,
+            images_to_tensor(cells.control[:count]),
+            compound=cells.compound[:count],
             num_inference_steps=sampler.steps,
             guidance_scale=args.guidance_scale,
-            generator=[seeded_generator(args.seed, "noise", i) for i in range(len(cells.controls))],
+            generator=[seeded_generator(args.seed, "noise", i) for i in range(count)],
             output_type="pt",
         ).images
 
@@ -102,12 +106,8 @@ def frechet_ratio(own: np.ndarray, reference: np.ndarray, real: np.ndarray) -> d
     def ratio(rows: np.ndarray) -> float:
         return frechet_distance(own[rows], real) / frechet_distance(reference[rows], real)
 
-    rows = np.arange(len(own))
-    return {
-        "distance": frechet_distance(own, real),
-        "ratio": ratio(rows),
-        "ratio_error": bootstrap_error(ratio, len(own)),
-    }
+    found = bootstrap_interval(ratio, [len(own)], resamples=50)
+    return {"distance": frechet_distance(own, real), "ratio": found.value, "ratio_error": found.error}
 
 
 def plot(results: list[dict], path: Path) -> None:
@@ -166,20 +166,20 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         data = moa.MoAArguments(output_dir=folder, simulated_cells_per_moa=max(400, args.num_images), seed=args.seed)
         data_set = load_cells(data)
-        cells = held_out_cells(ControlTreatedPairs(data_set["test"]), args.num_images, args.seed)
+        cells = sample_held_out(ControlTreatedPairs(data_set["test"]), args.num_images, args.seed)
         judge = MoAClassifier.from_pretrained(args.judge).eval() if args.judge else train_judge(data_set, args.seed)
     pipe = CellFluxPipeline.from_pretrained(args.pretrained_model_name_or_path)
     pipe.set_progress_bar_config(disable=True)
-    few = HeldOut(*(getattr(cells, name)[: args.num_converged] for name in HeldOut.__dataclass_fields__))
-    converged = generate(pipe, few, Sampler("rk4", "uniform", args.converged_steps), args)
+    converged = generate(pipe, cells, args.num_converged, Sampler("rk4", "uniform", args.converged_steps), args)
 
-    extract = feature_sets(judge, cells.reference)
-    real = {name: features(cells.reference) for name, features in extract.items()}
+    treated = images_to_tensor(cells.reference)
+    extract = feature_sets(judge, treated)
+    real = {name: features(treated) for name, features in extract.items()}
     reference: dict[str, np.ndarray] = {}
     results = []
     for sampler in [REFERENCE, *samplers(args.evaluations)]:
         start = time.perf_counter()
-        images = generate(pipe, cells, sampler, args)
+        images = generate(pipe, cells, len(cells.control), sampler, args)
         seconds = time.perf_counter() - start
         own = {name: features(images) for name, features in extract.items()}
         reference = reference or own

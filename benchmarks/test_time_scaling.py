@@ -20,7 +20,7 @@ import json
 import logging
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import datasets
@@ -28,9 +28,11 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
+from results_table import markdown_table
 
 from cellfluxrl import CellFluxRLPipeline, ControlTreatedPairs, MoAClassifier, RewardSuite
-from cellfluxrl.evaluation.report.html import format_table
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.evaluation.cells import HeldOutCells, sample_held_out
 from cellfluxrl.evaluation.statistics.metrics import (
     frechet_distance,
     image_features,
@@ -50,7 +52,7 @@ from cellfluxrl.rewards.energy import pairwise
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import moa
 from cellfluxrl.training.common import load_labelled_cells, make_accelerator
-from cellfluxrl.training.demo import SHIPPED_BASE, HeldOut, held_out_cells
+from cellfluxrl.training.demo import SHIPPED_BASE
 
 COLUMNS = {
     "combined": "the combined reward, which best and the searches maximise",
@@ -131,23 +133,24 @@ def rows_of_one_seed(
     pipe: CellFluxRLPipeline,
     accelerator: Accelerator,
     judge: MoAClassifier | None,
-    cells: HeldOut,
+    cells: HeldOutCells,
+    controls: torch.Tensor,
     numbers: list[int],
     settings: dict,
     seed: int,
 ) -> dict[str, dict[str, float]]:
     """`{"N, way": measures}` for every way of spending N samples on each control."""
     suite, count = pipe.rewards, len(cells.moa)
-    real = chosen_of(look(cells.reference, cells.reference_moa, suite, judge), 1)
-    rows = {"real treated": measures(chosen_of(look(cells.treated, cells.moa, suite, judge), 1), real)}
+    real = chosen_of(look(images_to_tensor(cells.reference), cells.reference_table["moa"].tolist(), suite, judge), 1)
+    rows = {"real treated": measures(chosen_of(look(images_to_tensor(cells.real), cells.moa, suite, judge), 1), real)}
     settings = {**settings, "compound": cells.compound, "output_type": "pt"}
     if pipe.is_conditioned_on_dose:
-        settings["concentration"] = cells.concentration
+        settings["concentration"] = cells.table["concentration"].tolist()
 
     def generate(**way) -> torch.Tensor:
         generator = seeded_generator(seed, "test-time scaling")
         with accelerator.autocast():
-            return pipe(cells.controls, moa=cells.moa, generator=generator, **settings, **way).images.float()
+            return pipe(controls, moa=cells.moa, generator=generator, **settings, **way).images.float()
 
     most = max(numbers)
     candidates = look(generate(num_images_per_control=most), cells.moa, suite, judge)
@@ -293,11 +296,14 @@ def main() -> None:
     for number, seed in enumerate(arguments.seeds):
         path = Path(arguments.output_dir) / f"seed{seed}.json"
         if not path.is_file():
-            held_out = held_out_cells(pairs, arguments.controls, seed)
+            cells_of_seed = sample_held_out(pairs, arguments.controls, seed)
             pipe = pipelines[number % len(pipelines)]
+            controls = images_to_tensor(cells_of_seed.control)
             if arguments.calibrate:
-                held_out = replace(held_out, controls=pipe.calibrate(held_out.controls))
-            rows = rows_of_one_seed(pipe, accelerator, judge, held_out, arguments.numbers, settings, seed)
+                controls = pipe.calibrate(controls)
+            rows = rows_of_one_seed(
+                pipe, accelerator, judge, cells_of_seed, controls, arguments.numbers, settings, seed
+            )
             path.write_text(json.dumps(rows, indent=2))
         by_seed.append(json.loads(path.read_text()))
         print(f"seed {seed} after {time.perf_counter() - start:.0f} s", flush=True)
@@ -308,11 +314,11 @@ def main() -> None:
         shown = {k: v for k, v in rows.items() if k.split(",")[0] == str(number) or k == "real treated"}
         print(f"\nN = {number}: {number * cost} evaluations of the network an image")
         for part in (columns[:5], columns[5:]):
-            print(format_table(shown, part))
+            print(markdown_table(shown, part))
     paired = differences(by_seed)
     print("\nDifferences, paired over the seeds")
     for part in (columns[:5], columns[5:]):
-        print(format_table(paired, part))
+        print(markdown_table(paired, part))
     for name in columns:
         print(f"{name}: {COLUMNS[name]}")
     draw(Path(arguments.output_dir) / "curves.png", rows, [name for name in TITLES if name in columns])

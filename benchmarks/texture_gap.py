@@ -14,17 +14,17 @@ import argparse
 from collections.abc import Sequence
 
 import torch
-from accelerate import Accelerator
 from datasets import Dataset
 
 from cellfluxrl import CellFluxPipeline, ControlTreatedPairs
 from cellfluxrl.data.compounds import CONTROL
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.evaluation.cells import sample_held_out
 from cellfluxrl.evaluation.statistics.metrics import frechet_distance, image_features
+from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
-from cellfluxrl.training.demo import CANDIDATES, generate_candidates, held_out_cells
 
 FINEST = 4  # of the features of a channel: mean, deviation, skewness, upper 5 %, then three octaves of detail
 
@@ -52,7 +52,6 @@ def main() -> None:
     options = rl.RLArguments(dataset_name="crops", data_dir=args.data_dir, image_size=48, output_dir=args.output_dir)
     plates: dict[str, Dataset] = dict(load_labelled_cells(options))
     channels = ControlTreatedPairs(plates["train"]).channel_names
-    accelerator = Accelerator(cpu=not torch.accelerator.is_available(), mixed_precision="bf16")
 
     def images(plate: str, control: bool) -> torch.Tensor:
         rows = [i for i, moa in enumerate(plates[plate]["moa"]) if (moa == CONTROL) == control]
@@ -65,11 +64,19 @@ def main() -> None:
         "real treated, the same": gap(images("train", False), images("test", False), channels),
     }
     for plate in ("train", "test"):
-        cells = held_out_cells(ControlTreatedPairs(plates[plate]), args.controls, seed=0)
+        cells = sample_held_out(ControlTreatedPairs(plates[plate]), args.controls, seed=0)
         for name in args.pipelines:
             pipeline = CellFluxPipeline.from_pretrained(name)
-            samples = generate_candidates(pipeline, cells, args.num_inference_steps, 0, accelerator)[::CANDIDATES]
-            rows[f"{name}, {plate} plate"] = gap(samples, cells.reference, channels)
+            samples = pipeline(
+                images_to_tensor(cells.control),
+                compound=cells.compound,
+                concentration=cells.table["concentration"].tolist() if pipeline.is_conditioned_on_dose else None,
+                num_inference_steps=args.num_inference_steps,
+                guidance_scale=1.0,
+                generator=seeded_generator(0, "texture gap"),
+                output_type="pt",
+            ).images
+            rows[f"{name}, {plate} plate"] = gap(samples, images_to_tensor(cells.reference), channels)
     columns = list(rows["real treated, the same"])
     print("\n| | " + " | ".join(columns) + " |\n|" + " --- |" * (len(columns) + 1))
     for name, row in rows.items():

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.context import Context, MissingContextError
 from cellfluxrl.rewards.observation import Observation

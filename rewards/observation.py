@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.context import NO_CONTEXT, Context, MissingContextError
 from cellfluxrl.rewards.segmentation.measurements import measure

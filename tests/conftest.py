@@ -21,7 +21,7 @@ from cellfluxrl import (
 )
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -47,8 +47,8 @@ def test_the_command_line_and_the_shipped_files_are_there(installed: Path, tmp_p
     assert done.returncode == 0, done.stderr
     assert "--data_dir" in done.stdout
     code = (
-        "from cellfluxrl.training import demo, demo_command; from pathlib import Path; "
-        "print(Path(str(demo_command.CONFIGS / 'simulated.yaml')).is_file(), "
+        "from cellfluxrl.training import demo, options; from pathlib import Path; "
+        "print(Path(str(options.CONFIGS / 'simulated.yaml')).is_file(), "
         "Path(str(demo.SHIPPED_BASE / 'model_index.json')).is_file())"
     )
     done = subprocess.run([installed / "bin" / "python", "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -20,10 +20,11 @@ from torch.optim.lr_scheduler import OneCycleLR
 from tqdm import tqdm
 
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor, random_dihedral
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.data.pairs import random_dihedral
 from cellfluxrl.data.records import write_record
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.evaluation.statistics.metrics import bootstrap_error
+from cellfluxrl.evaluation.statistics.intervals import bootstrap_interval
 from cellfluxrl.hub.arguments import hub_repository, publish_run
 from cellfluxrl.models.moa_classifier import MoAClassifier, expected_calibration_error
 from cellfluxrl.seeding import seeded_generator
@@ -171,8 +172,9 @@ def classification_metrics(logits: torch.Tensor, labels: torch.Tensor, temperatu
         "expected_calibration_error": lambda rows: expected_calibration_error(probabilities[rows], labels[rows]),
         "uncalibrated_error": lambda rows: expected_calibration_error(uncalibrated[rows], labels[rows]),
     }
-    values: dict[str, Any] = {name: metric(np.arange(len(labels))) for name, metric in metrics.items()}
-    errors = {name: bootstrap_error(metric, len(labels)) for name, metric in metrics.items()}
+    found = {name: bootstrap_interval(metric, [len(labels)], resamples=50) for name, metric in metrics.items()}
+    values: dict[str, Any] = {name: interval.value for name, interval in found.items()}
+    errors = {name: interval.error for name, interval in found.items()}
     return values | {"standard_errors": errors, "cells": len(labels)}
 
 

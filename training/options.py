@@ -8,12 +8,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from importlib.resources import files
 from typing import ClassVar, Literal, TypeVar
 
 from cellfluxrl import arguments
 from cellfluxrl.arguments import CommandParser, RunArguments, argument_parser, option, option_group
 from cellfluxrl.hub.arguments import HubArguments
 from cellfluxrl.rl.settings import RLSettings
+
+CONFIGS = files("cellfluxrl.training") / "configs"
 
 _data = option_group("data")
 _network = option_group("network")
@@ -189,11 +192,33 @@ class RLArguments(RLSettings, TimeArguments, HubArguments, SharedArguments):
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
+@dataclass
+class DemoArguments(SharedArguments):
+    """The whole chain: data, base, classifiers, rewards, post-training, evaluation, report.
+
+    Without --data_dir the cells are simulated, and the base is the one that ships with the package; with it they are
+    real BBBC021 crops, one PLATE.npz a plate. Ends with the tables of `cellfluxrl evaluate`, report.html in
+    --output_dir, and a pipeline that CellFluxRLPipeline.from_pretrained loads. Run it again to resume where it was
+    interrupted.
+
+    Examples:
+      cellfluxrl demo
+      cellfluxrl demo --data_dir path/to/crops --output_dir runs/real
+    """
+
+    script: ClassVar[str] = "demo"
+
+    output_dir: str = option("runs/demo", "where the results go")
+    eval_controls: int = option(320, "held-out controls that are evaluated, most models with 4 samples of each")
+    overwrite: bool = option(False, "start again even if --output_dir holds a demo with other settings")
+    json: bool = option(False, "print the result as JSON, and nothing else")
+
+
 SECTIONS = ("data", "pretrain", "moa", "rl", "demo")
 SHARED = {f.name for cls in (SharedArguments, TimeArguments) for f in fields(cls)}
 
 T = TypeVar("T")
-Script = TypeVar("Script", PretrainArguments, MoAArguments, RLArguments)
+Script = TypeVar("Script", PretrainArguments, MoAArguments, RLArguments, DemoArguments)
 
 
 def parse_arguments(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, scaled_statistics, score_partly
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rl.monitor import Moments, Monitor, moments, squared_deviations

@@ -1,23 +1,18 @@
-"""Pictures of cells and of runs: outlined crops, grids of them, training curves, and what best-of-N gains."""
+"""Pictures of cells, and the style of all curves: outlined crops, grids of them, colours and axes."""
 
 from __future__ import annotations
 
-import itertools
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure  # unlike pyplot it keeps no global state and needs no display
-from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image, ImageDraw, ImageFont
 from skimage.segmentation import find_boundaries
 
 from cellfluxrl.data.images import to_uint8
-from cellfluxrl.errors import unknown_name
 
 NUCLEUS_COLOR = (255, 255, 255)
 CELL_COLOR = (255, 221, 51)
@@ -152,8 +147,6 @@ def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
 # Curves
 # --------------------------------------------------------------------------------------------------------------------
 
-RL_KEYS = ("reward/combined", "reward/moa", "reward_std/combined", "kl", "loss", "grad_norm")
-PANELS_PER_LINE = 3
 DOTS_PER_INCH = 130
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
@@ -161,90 +154,10 @@ MARKERS = ("o", "s", "^", "D", "v", "P")
 TEXT_COLOR = "#333333"
 
 
-def training_curves(
-    path: str | Path, curves: Mapping[str, Sequence[Mapping[str, Any]]], keys: Sequence[str] = RL_KEYS
-) -> None:
-    """Draw what was logged during training, one small panel per key, one colour per run, and write a PNG.
-
-    The faint line is what was logged, the bold one its mean over a tenth of the run around each step.
-
-    Args:
-        path: Of the PNG file.
-        curves: By the run's name, the parsed lines of its `log.jsonl`. Lines that lack a key are passed over in that
-            key's panel: a run need not log everything at every step.
-        keys: The values to draw against `"step"`.
-
-    Raises:
-        ValueError: If no line of any run has one of the keys.
-
-    Example:
-        >>> log = [json.loads(line) for line in open("runs/demo/rl/log.jsonl")]       # doctest: +SKIP
-        >>> training_curves("curves.png", {"RL": log}, keys=["reward/combined", "kl"])  # doctest: +SKIP
-    """
-    logged = {key for log in curves.values() for line in log for key in line}
-    for key in keys:
-        if key not in logged:
-            raise unknown_name("log key", key, logged)
-    columns = min(PANELS_PER_LINE, len(keys))
-    lines = -(-len(keys) // columns)
-    figure = Figure(figsize=(3.4 * columns, 2.3 * lines), layout="constrained", dpi=DOTS_PER_INCH)
-    for i, key in enumerate(keys):
-        axes = styled(figure.add_subplot(lines, columns, i + 1))
-        axes.set_title(key, fontsize=10, color=TEXT_COLOR)
-        axes.set_xlabel("step")
-        for (name, log), color in zip(curves.items(), itertools.cycle(COLORS), strict=False):
-            steps = [line["step"] for line in log if key in line]
-            values = np.array([line[key] for line in log if key in line])
-            axes.plot(steps, values, color=color, alpha=0.3, linewidth=0.8)
-            axes.plot(steps, smoothed(values), color=color, linewidth=1.8, label=name)
-    if len(curves) > 1:
-        handles, names = figure.axes[0].get_legend_handles_labels()
-        figure.legend(handles, names, loc="outside upper left", ncols=len(names), frameon=False)
-    figure.savefig(path)
-
-
 def smoothed(values: np.ndarray) -> np.ndarray:
     """Mean of each value and its neighbours, a tenth of all values; fewer at the ends."""
     reach = len(values) // 20
     return np.array([values[max(0, i - reach) : i + reach + 1].mean() for i in range(len(values))])
-
-
-def best_of_n_curve(
-    path: str | Path,
-    curves: Mapping[str, Mapping[int, tuple[float, float]]],
-    real: tuple[float, float] | None = None,
-) -> None:
-    """Draw the mean combined reward of the best of N candidates against N, one line per model, and write a PNG.
-
-    Args:
-        path: Of the PNG file.
-        curves: By the model's name and N, the mean and its standard error.
-        real: Mean and standard error of real cells, drawn as a level that says where more reward stops being biology.
-
-    Example:
-        >>> base = {1: (3.34, 0.05), 2: (3.60, 0.04), 4: (3.75, 0.03)}
-        >>> best_of_n_curve("best_of_n.png", {"base": base}, real=(3.51, 0.05))       # doctest: +SKIP
-    """
-    figure = Figure(figsize=(6.4, 3.6), layout="constrained", dpi=DOTS_PER_INCH)
-    axes = styled(figure.add_subplot())
-    for (name, curve), color, marker in zip(
-        curves.items(), itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False
-    ):
-        counts = sorted(curve)
-        means, errors = np.transpose([curve[n] for n in counts])
-        axes.errorbar(counts, means, yerr=errors, label=name, color=color, marker=marker, capsize=3)
-    if real is not None:
-        mean, error = real
-        axes.axhspan(mean - error, mean + error, color="#888888", alpha=0.25, linewidth=0)
-        axes.axhline(mean, color="#555555", linewidth=1.2, label="real cells")
-    axes.set_xscale("log", base=2)
-    axes.xaxis.set_major_locator(FixedLocator(sorted({n for curve in curves.values() for n in curve})))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set_xlabel("N candidates for each control, the best one kept")
-    axes.set_ylabel("combined reward, mean ± standard error")
-    figure.legend(loc="outside upper left", ncols=len(curves) + 1, frameon=False)
-    figure.savefig(path)
 
 
 def styled(axes: Axes) -> Axes:

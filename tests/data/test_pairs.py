@@ -10,7 +10,8 @@ from torch.utils.data import DataLoader
 
 from cellfluxrl import ControlTreatedPairs
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import PairBatch, images_to_tensor, random_dihedral, vary_brightness
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.data.pairs import PairBatch, random_dihedral, vary_brightness
 from cellfluxrl.data.schema import cell_features
 
 COMPOUNDS = ("DMSO", "taxol", "nocodazole")

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from cellfluxrl import MoAClassifier
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.data.schema import CHANNEL_NAMES, cell_features
 from cellfluxrl.data.simulated import CONTROL, MOAS, SimulatedCrops, simulate_cells
 

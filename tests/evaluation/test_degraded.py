@@ -8,7 +8,8 @@ from scipy.ndimage import gaussian_filter
 
 from cellfluxrl import RewardSuite
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
-from cellfluxrl.evaluation.evaluate import REAL_ROW, Images, evaluate
+from cellfluxrl.evaluation.columns import REAL_ROW
+from cellfluxrl.evaluation.evaluate import Images, evaluate
 from cellfluxrl.evaluation.features.extractors import classifier_extractor
 from cellfluxrl.evaluation.measuring import Evaluators
 from cellfluxrl.pipelines.selection import select_best

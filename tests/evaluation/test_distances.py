@@ -3,7 +3,6 @@ import pytest
 import torch
 
 from cellfluxrl.evaluation.statistics.distances import (
-    distances_by_group,
     frechet_infinity,
     frechet_interval,
     kernel_distance,
@@ -130,21 +129,3 @@ def test_features_that_are_not_finite_are_refused(random):
             distance(a, holed)
         with pytest.raises(ValueError, match=r"got \(100, 3\) and \(100, 2\)"):
             distance(a, a[:, :2])
-
-
-# --- groups ---
-
-
-def test_each_compound_is_compared_with_itself(random):
-    generated, real = random.normal(size=(60, 4)), random.normal(size=(50, 4))
-    ours, theirs = ["taxol", "ALLN", "new"] * 20, ["ALLN", "taxol"] * 25
-    generated[np.array(ours) == "taxol"] += 2
-    found = distances_by_group(kernel_distance, generated, ours, real, theirs)
-    assert list(found) == ["taxol", "ALLN", "new"]
-    assert (found["taxol"].generated, found["taxol"].real) == (20, 25)
-    assert found["taxol"].distance == kernel_distance(generated[::3], real[1::2])
-    assert found["ALLN"].distance.value < found["taxol"].distance.low
-    assert found["new"].real == 0
-    assert np.isnan(found["new"].distance.value)
-    with pytest.raises(ValueError, match="each of 60 rows, got 59"):
-        distances_by_group(kernel_distance, generated, ours[1:], real, theirs)

@@ -5,12 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cellfluxrl.evaluation.statistics.effects import effect_agreement, effect_sizes, effects_by_group
+from cellfluxrl.evaluation.statistics.effects import effect_agreement, effects_by_group
 
 
 @pytest.fixture
 def random():
     return np.random.default_rng(0)
+
+
+def effect_sizes(treated, control):
+    """Of cells that all have one compound."""
+    return effects_by_group(treated, ["taxol"] * len(treated), control, ["taxol"])[0]
 
 
 def test_a_shift_of_normal_features_is_measured_in_standard_deviations(random):

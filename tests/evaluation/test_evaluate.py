@@ -13,7 +13,8 @@ from PIL import Image
 from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.simulated import CONTROL, MOAS, simulate_cells
 from cellfluxrl.evaluation.claims import FAILS, HOLDS, NOT_REFUTED, NOT_SHOWN, Claim, claims_of_pair
-from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, Column, Images, evaluate
+from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW, Column, columns_of
+from cellfluxrl.evaluation.evaluate import Images, evaluate
 from cellfluxrl.evaluation.features.extractors import FeatureExtractor
 from cellfluxrl.evaluation.measuring import Evaluators, Measurements, measure_cells
 from cellfluxrl.evaluation.report.figures import draw_all
@@ -23,6 +24,7 @@ from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.evaluation.statistics.metrics import image_features, spread_within
 from cellfluxrl.evaluation.statistics.paired import PairedTest
 from cellfluxrl.rewards.segmentation.otsu import OtsuSegmenter
+from cellfluxrl.rewards.terms import Reward
 
 CHOSEN = ["DNA damage", "Eg5 inhibitors", "Epithelial"]
 LABELS = [moa for moa in CHOSEN for _ in range(12)]
@@ -60,7 +62,8 @@ def results(images, evaluators):
 
 
 def test_every_row_has_every_column_with_an_interval(results):
-    assert list(results.rows) == [CONTROL_ROW, "good", "dark", "good, match of 2", "dark, match of 2", REAL_ROW]
+    chosen = [f"{model}, {selection} of 2" for model in ("good", "dark") for selection in ("best", "match")]
+    assert list(results.rows) == [CONTROL_ROW, "good", "dark", *chosen, REAL_ROW]
     for name, row in results.rows.items():
         assert set(results.columns) - set(row) <= {"frechet_infinity"}  # which 36 cells do not allow
         for column, interval in row.items():
@@ -75,8 +78,6 @@ def test_rewards_are_optimised_and_all_else_is_not(results, evaluators):
 
 
 def test_features_of_the_rewards_classifier_count_as_optimised(images, evaluators):
-    from cellfluxrl.evaluation.evaluate import columns_of
-
     alone = Evaluators(evaluators.suite, evaluators.extractor, evaluators.segmenter)
     columns = columns_of(alone, with_training=False)
     assert columns["kernel"].optimised
@@ -109,21 +110,47 @@ def test_best_of_n_never_lowers_what_it_chooses_by(results):
     assert results.best_of_n["good"]["match"][1] == curve[1]
 
 
-def test_matched_candidates_are_a_row_of_their_own_and_compared_with_the_first(results, images):
-    model = "good, match of 2"
+@pytest.mark.parametrize("selection", ["best", "match"])
+def test_chosen_candidates_are_a_row_of_their_own_and_compared_with_the_first(results, images, selection):
+    model = f"good, {selection} of 2"
     (chosen,) = results.images.generated[model].swapaxes(0, 1)
     is_first = (chosen == images.generated["good"][:, 0]).all(axis=(1, 2, 3))
     assert ((chosen == images.generated["good"][:, 1]).all(axis=(1, 2, 3)) | is_first).all()
     assert 0 < is_first.sum() < len(LABELS)
-    curve = results.best_of_n["good"]["match"][2]["combined"]
+    curve = results.best_of_n["good"][selection][2]["combined"]
     assert results.rows[model]["combined"].value == pytest.approx(curve.value, abs=1e-6)
     assert set(results.paired) == {
         *((name, CONTROL_ROW) for name in results.models),
         ("good", "dark"),
-        (model, "good"),
-        ("dark, match of 2", "dark"),
+        *((f"{name}, {way} of 2", name) for name in ("good", "dark") for way in ("best", "match")),
     }
+    assert results.chosen[model] == "good"
     assert model not in results.best_of_n
+
+
+def test_a_model_with_one_sample_takes_no_part_in_best_of_n(images, evaluators):
+    generated = {"good": images.generated["good"], "single": images.generated["dark"][:, :1]}
+    found = evaluate(Images(**{**vars(images), "generated": generated, "training": None}), evaluators, best_of_n=[2])
+    assert found.models == ["good", "single", "good, best of 2", "good, match of 2"]
+    assert set(found.best_of_n) == {"good"}
+
+
+def test_a_suite_of_other_rewards_has_its_own_columns(images, evaluators):
+    brightness = Reward(
+        "brightness",
+        needs=["images"],
+        statistic=lambda seen: seen.images.mean((1, 2, 3)),
+        description="mean intensity",
+    )
+    rewards = ["containment", brightness]
+    suite = RewardSuite.fit(
+        as_dataset(simulate_cells(LABELS, seed=7), LABELS), evaluators.suite.classifier, rewards=rewards
+    )
+    own = Evaluators(suite, evaluators.extractor, evaluators.segmenter, evaluators.judge)
+    found = evaluate(Images(**{**vars(images), "training": None}), own)
+    assert list(found.columns)[:3] == ["containment", "brightness", "combined"]
+    assert found.columns["brightness"].note == "mean intensity"
+    assert found.rows["dark"]["brightness"].high < found.rows["good"]["brightness"].low
 
 
 def test_one_candidate_is_no_choice_and_no_row(images, evaluators):
@@ -141,7 +168,7 @@ def test_results_are_json_without_nan_and_tables_hold_the_same(results, tmp_path
     long = pd.read_csv(tmp_path / "table.csv").set_index(["row", "column"])
     assert long.loc[("good", "kernel"), "low"] == pytest.approx(results.rows["good"]["kernel"].low)
     cells = pd.read_csv(tmp_path / "cells.csv")
-    assert len(cells) == 6 * len(LABELS)
+    assert len(cells) == 8 * len(LABELS)
     means = cells.groupby("row")["reward_combined"].mean()
     assert means["good"] == pytest.approx(results.rows["good"]["combined"].value)
     assert all(path.is_file() for path in paths)

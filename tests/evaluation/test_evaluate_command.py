@@ -63,7 +63,8 @@ def test_two_pipelines_from_the_command_line_and_again(places, tmp_path):
     files = {path.name for path in tmp_path.iterdir()}
     assert {"report.html", "results.json", "table.csv", "by_moa.csv", "by_compound.csv", "cells.csv"} <= files
     results = json.loads((tmp_path / "results.json").read_text())
-    assert results["models"] == ["rl", "base", "rl, match of 2", "base, match of 2"]
+    chosen = [f"{model}, {selection} of 2" for model in ("rl", "base") for selection in ("best", "match")]
+    assert results["models"] == ["rl", "base", *chosen]
     assert set(results["rows"]) == {"copy of control", *results["models"], "real treated"}
     (pair,) = [p for p in results["paired"] if (p["ours"], p["theirs"]) == ("rl", "base")]
     # The same network, controls and noise; of each compound there are too few of 40 cells for an effect.
@@ -154,8 +155,8 @@ def test_mistakes_end_with_one_line(refused, places):
     assert "there is no pipeline 'nowhere'" in refused("nowhere", *SIMULATED)
     assert "unknown dataset_name 'simulatd'; did you mean 'simulated'" in refused("rl", "simulatd")
     assert "has no rewards: give a suite (--rewards)" in refused("base", *SIMULATED)
-    assert "'classifier' is the classifier of the rewards" in refused("rl", *SIMULATED, "--judge", "classifier")
-    assert "--segmenter watershed is that of the rewards" in refused("rl", *SIMULATED, "--segmenter", "watershed")
+    assert "the judge is the classifier of the rewards" in refused("rl", *SIMULATED, "--judge", "classifier")
+    assert "segmenter 'watershed' is that of the rewards" in refused("rl", *SIMULATED, "--segmenter", "watershed")
     assert "unknown segmenter 'otsuu'; did you mean 'otsu'" in refused("rl", *SIMULATED, "--segmenter", "otsuu")
     assert "choose 1 to" in refused("rl", *SIMULATED, "--num", "5000")
     assert "--best_of_n must be at least 1, got 0" in refused("rl", *SIMULATED, "--best_of_n", "0")

@@ -1,4 +1,4 @@
-"""Pictures of cells and of runs: what is drawn, and where."""
+"""Pictures of cells: what is drawn, and where."""
 
 import numpy as np
 import pytest
@@ -9,10 +9,8 @@ from cellfluxrl.data.simulated import simulate_cells
 from cellfluxrl.figures import (
     CELL_COLOR,
     NUCLEUS_COLOR,
-    best_of_n_curve,
     image_grid,
     outlined,
-    training_curves,
 )
 
 BLACK = -torch.ones(1, 3, 12, 12)
@@ -112,46 +110,3 @@ def test_rows_that_do_not_fit_below_each_other_are_refused(tmp_path):
         image_grid({}, tmp_path / "grid.png")
     with pytest.raises(ValueError, match="N > 0"):
         image_grid({"RL": tile[:0]}, tmp_path / "grid.png")
-
-
-LOG = [{"step": step, "reward/combined": 0.1 * step, "kl": 0.0} for step in range(12)]
-
-
-def test_more_training_curves_make_a_larger_picture(tmp_path):
-    sizes = []
-    for keys in (["kl"], ["kl", "reward/combined"], ["kl"] * 4):
-        training_curves(tmp_path / "curves.png", {"RL": LOG}, keys=keys)
-        sizes.append(Image.open(tmp_path / "curves.png").size)
-    (one, height), two, four = sizes
-    assert two == (2 * one, height)
-    assert four == (3 * one, 2 * height)
-
-
-def test_runs_that_log_different_values_share_a_picture(tmp_path):
-    pretraining = [{"step": 1, "loss": 0.3}, {"step": 2, "swapped_cosine": 0.9}]
-    training_curves(tmp_path / "curves.png", {"RL": LOG, "base": pretraining}, keys=["loss", "kl"])
-    assert Image.open(tmp_path / "curves.png").format == "PNG"
-
-
-def test_a_key_that_nobody_logged_is_named(tmp_path):
-    with pytest.raises(ValueError, match="unknown log key 'reward/combine'; did you mean 'reward/combined'"):
-        training_curves(tmp_path / "curves.png", {"RL": LOG}, keys=["reward/combine"])
-
-
-GREY = (225, 225, 225)
-
-
-def _columns_with(color, picture):
-    return where(picture, color).any(axis=0).mean()
-
-
-def test_best_of_n_shows_the_level_of_real_cells(tmp_path):
-    curves = {"base": {1: (3.3, 0.05), 4: (3.7, 0.03)}, "RL": {1: (3.4, 0.05), 2: (3.6, 0.02)}}
-    best_of_n_curve(tmp_path / "without.png", curves)
-    best_of_n_curve(tmp_path / "with.png", curves, real=(3.5, 0.05))
-    without, with_real = (
-        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")) for name in ("without", "with")
-    )
-    assert without.shape == with_real.shape
-    assert _columns_with(GREY, with_real) > 0.8  # a band across the axes
-    assert _columns_with(GREY, without) < 0.2

@@ -5,7 +5,6 @@ from scipy import linalg
 from scipy.stats import wasserstein_distance
 
 from cellfluxrl.evaluation.statistics.metrics import (
-    bootstrap_error,
     frechet_distance,
     image_features,
     mean_wasserstein,
@@ -66,22 +65,6 @@ def test_the_relative_spread_compares_standard_deviations(random):
     assert relative_spread(x, x) == pytest.approx(1)
     assert relative_spread(5 + x / 2, x) == pytest.approx(0.5)
     assert relative_spread(np.zeros((10, 3)), x) == 0
-
-
-# --- errors ---
-
-
-def test_the_bootstrap_error_of_a_mean_is_its_standard_error(random):
-    values = random.normal(scale=3, size=400)
-    error = bootstrap_error(lambda rows: values[rows].mean(), 400, resamples=1000)
-    # A standard deviation from 1,000 values is known to 2 %.
-    assert error == pytest.approx(values.std(ddof=1) / 20, rel=0.1)
-
-
-def test_the_bootstrap_error_is_decided_by_the_seed(random):
-    values = random.normal(size=50)
-    errors = [bootstrap_error(lambda rows: values[rows].mean(), 50, seed=seed) for seed in (0, 0, 1)]
-    assert errors[0] == errors[1] != errors[2]
 
 
 # --- features of images ---

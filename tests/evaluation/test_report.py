@@ -1,4 +1,4 @@
-"""The table for the terminal, and the report as a browser and a screen reader meet it."""
+"""The report as a browser and a screen reader meet it."""
 
 import base64
 import io
@@ -9,49 +9,34 @@ from html.parser import HTMLParser
 import pytest
 from PIL import Image, UnidentifiedImageError
 
-from cellfluxrl.evaluation.report.html import format_measurement, format_table, write_report
+from cellfluxrl.evaluation.report.html import Section, Table, format_interval, write_report
+from cellfluxrl.evaluation.statistics.intervals import Interval
 
 ROWS = {
-    "controls": {"moa": (0.04, 0.0041)},
-    "base": {"moa": (0.88, 0.021), "frechet": (6.24, 0.52)},
-    "real": {"moa": (0.9124, 0.0039), "frechet": (-0.93, 0.083)},
+    "controls": [("0.040", "[0.032, 0.048]"), ("–", "")],
+    "base": [("0.88", "[0.84, 0.92]"), ("6.2", "[5.2, 7.3]")],
+    "real": [("0.912", "[0.904, 0.920]"), ("-0.93", "[-1.09, -0.77]")],
 }
 VOID = {"meta", "img", "wbr", "br"}
 
 
 @pytest.mark.parametrize(
-    ("value", "error", "expected"),
+    ("interval", "expected"),
     [
-        (0.91234, 0.0041, ("0.912", "± 0.004")),
-        (0.91234, 0.00149, ("0.9123", "± 0.0015")),  # a first digit of 1 keeps a second one
-        (0.91234, 0.0098, ("0.912", "± 0.010")),
-        (951.8, 12.3, ("952", "± 12")),
-        (951.8, 123.4, ("952", "± 123")),
-        (3.0, 1.24, ("3.0", "± 1.2")),
-        (-0.001, 0.04, ("0.00", "± 0.04")),  # no negative zero
-        (1.0, 0.0, ("1.000", "± 0.000")),
-        (-0.1, 1e-17, ("-0.1000", "± 0.0000")),
-        (6.2, math.nan, ("6.200", "")),
-        (math.nan, 0.1, ("–", "")),
+        ((0.91234, 0.9043, 0.9203, 0.0041), ("0.912", "[0.904, 0.920]")),
+        ((0.91234, 0.9094, 0.9153, 0.00149), ("0.9123", "[0.9094, 0.9153]")),  # a first digit of 1 keeps a second one
+        ((0.91234, 0.8931, 0.9316, 0.0098), ("0.912", "[0.893, 0.932]")),
+        ((951.8, 927.7, 975.9, 12.3), ("952", "[928, 976]")),
+        ((951.8, 710.0, 1193.7, 123.4), ("952", "[710, 1194]")),
+        ((-0.001, -0.08, 0.079, 0.04), ("0.00", "[-0.08, 0.08]")),  # no negative zero
+        ((1.0, 1.0, 1.0, 0.0), ("1.000", "[1.000, 1.000]")),
+        ((-0.1, -0.1, -0.1, 1e-17), ("-0.1000", "[-0.1000, -0.1000]")),
+        ((6.2,), ("6.200", "")),
+        ((math.nan, 0.1, 0.2, 0.1), ("–", "")),
     ],
 )
-def test_the_standard_error_decides_the_digits(value, error, expected):
-    assert format_measurement(value, error) == expected
-
-
-def test_table_is_aligned_and_marks_what_was_not_measured():
-    assert format_table(ROWS, ["moa", "frechet"]).splitlines() == [
-        "                    moa       frechet",
-        "--------  -------------  ------------",
-        "controls  0.040 ± 0.004      –",
-        "base       0.88 ± 0.02     6.2 ± 0.5",
-        "real      0.912 ± 0.004  -0.93 ± 0.08",
-    ]
-
-
-def test_a_column_that_no_row_has_is_named():
-    with pytest.raises(ValueError, match="unknown column 'frechett'; did you mean 'frechet'"):
-        format_table(ROWS, ["frechett"])
+def test_the_standard_error_decides_the_digits(interval, expected):
+    assert format_interval(Interval(*interval)) == expected
 
 
 class Page(HTMLParser):
@@ -83,21 +68,21 @@ class Page(HTMLParser):
 def write(tmp_path):
     """Write a report with some parts replaced; returns its source."""
 
-    def write_with(**replaced):
+    def write_with(title="Demo", findings=("RL raised the reward.",), settings=None, **replaced):
         pictures = []
         for i, caption in enumerate(['Cells, "outlined"', "Training curves"]):
             Image.new("RGB", (40 + i, 30)).save(tmp_path / f"{i}.png")
             pictures.append((caption, tmp_path / f"{i}.png"))
-        parts = {
-            "title": "Demo",
-            "rows": ROWS,
-            "columns": ["moa", "frechet"],
-            "column_notes": {"moa": "Probability of the true mechanism."},
+        section = {
+            "title": "Measurements",
+            "paragraphs": ["Compare with real cells."],
+            "findings": ["Held out, holds. | Closer than the controls."],
+            "tables": [Table("By reward", ["moa", "frechet"], ROWS, "real")],
+            "notes": {"moa": "Probability of the true mechanism."},
             "pictures": pictures,
-            "findings": ["RL raised the reward."],
-            "settings": {"seed": 7, "output_dir": None},
         }
-        write_report(tmp_path / "report.html", **{**parts, **replaced})
+        settings = {"seed": 7, "output_dir": None} if settings is None else settings
+        write_report(tmp_path / "report.html", title, findings, [Section(**{**section, **replaced})], settings)
         return (tmp_path / "report.html").read_text(encoding="utf-8")
 
     return write_with
@@ -105,10 +90,12 @@ def write(tmp_path):
 
 def test_report_says_everything_it_was_given(write):
     text = Page(write()).text
-    for part in ("Demo", "RL raised the reward.", "Probability of the true mechanism.", "0.912", "± 0.004", "−0.93"):
+    for part in ("Demo", "RL raised the reward.", "Compare with real cells.", "Closer than the controls."):
+        assert part in text
+    for part in ("Probability of the true mechanism.", "0.912", "[0.904, 0.920]", "−0.93", "[−1.09, −0.77]"):
         assert part in text
     assert re.search(r"seed\s+7", text)
-    assert "over-optimisation, not biology" in text
+    assert "<strong>Held out, holds.</strong>" in write()
 
 
 def test_report_loads_nothing(write):
@@ -141,8 +128,13 @@ def test_only_the_real_cells_are_marked(write):
     source = write()
     marked = re.findall(r'<tr class="reference">\s*<th scope="row">(\w+)', source)
     assert marked == ["real"]
-    renamed = {"treated": ROWS["real"], "base": ROWS["base"]}
-    assert re.search(r'<tr class="reference">\s*<th scope="row">treated', write(rows=renamed, reference="treated"))
+
+
+def test_a_folded_section_is_opened_by_its_heading(write):
+    source = write(folded=True)
+    Page(source)
+    assert re.search(r"<details[^>]*>\s*<summary>\s*<h2[^>]*>Measurements</h2>\s*</summary>", source)
+    assert not re.search(r"<summary>\s*<h2[^>]*>Measurements", write())
 
 
 ATTACK = "<script>alert('x_y')</script>\"><img src=x onerror=alert(1)>"
@@ -151,16 +143,16 @@ ATTACK = "<script>alert('x_y')</script>\"><img src=x onerror=alert(1)>"
 @pytest.mark.parametrize(
     "replaced",
     [
-        {"rows": {ATTACK: ROWS["base"], "real": ROWS["real"]}},
-        {"rows": {ATTACK: ROWS["base"]}, "reference": ATTACK},
-        {"rows": {"real": {ATTACK: (0.0, 0.1)}}, "columns": [ATTACK], "column_notes": {ATTACK: ATTACK}},
+        {"tables": [Table("", ["moa"], {ATTACK: [("0", "")]}, ATTACK)]},
+        {"tables": [Table(ATTACK, [ATTACK], {"real": [(ATTACK, ATTACK)]})]},
+        {"notes": {ATTACK: ATTACK}, "paragraphs": [ATTACK]},
         {"title": ATTACK, "findings": [ATTACK], "settings": {ATTACK: ATTACK}},
     ],
-    ids=["row", "reference", "column", "text"],
+    ids=["row", "column", "note", "text"],
 )
 def test_names_are_shown_and_not_run(write, replaced):
     page = Page(write(**replaced))
-    assert ATTACK in page.text
+    assert ATTACK in page.text.replace("−", "-")
     assert not page.all("script")
     assert len(page.all("img")) == 2
 
@@ -173,17 +165,13 @@ def test_captions_cannot_leave_their_attribute(write, tmp_path):
 
 
 def test_parts_without_content_have_no_heading(write):
-    page = Page(write(pictures=[], settings={}, column_notes={}))
+    page = Page(write(pictures=[], settings={}, notes={}))
     assert not any(page.all(tag) for tag in ("figure", "details", "dl"))
 
 
 def test_what_cannot_be_reported_is_named(write, tmp_path):
-    with pytest.raises(ValueError, match="unknown reference row 'reall'; did you mean 'real'"):
-        write(reference="reall")
-    with pytest.raises(ValueError, match="unknown column 'mo'"):
-        write(columns=["mo"], column_notes={})
-    with pytest.raises(ValueError, match="unknown column 'containment'"):
-        write(column_notes={"containment": "Not shown."})
+    with pytest.raises(ValueError, match="row 'real' of the table 'By reward' has 2 cells, not 1"):
+        write(tables=[Table("By reward", ["moa"], {"real": ROWS["real"]})])
     Image.new("RGB", (8, 8)).save(tmp_path / "photo.jpg")
     with pytest.raises(UnidentifiedImageError):
         write(pictures=[("A photo", tmp_path / "photo.jpg")])

@@ -17,8 +17,7 @@ from cellfluxrl.commands import cli
 from cellfluxrl.commands import generate as generate_command
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import to_pil, to_uint8
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor, to_pil, to_uint8
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES
 from cellfluxrl.pipelines.selection import SELECTIONS
 from cellfluxrl.training.demo import SHIPPED_BASE

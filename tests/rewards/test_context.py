@@ -8,7 +8,7 @@ import torch
 from cellfluxrl import Reward, RewardSuite
 from cellfluxrl.data.image_files import images_of_dataset
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards.context import Context, context_of_table
 from cellfluxrl.rewards.partial import measure_finite, score_partly
 from cellfluxrl.rewards.scoring import score_images

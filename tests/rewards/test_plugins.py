@@ -11,7 +11,7 @@ import torch
 from cellfluxrl import CellFluxRLPipeline, RewardSuite
 from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards import terms
 from cellfluxrl.rewards.context import Context
 from cellfluxrl.rewards.partial import measure_finite, score_partly

@@ -9,8 +9,7 @@ from safetensors.torch import load_file, save_file
 from cellfluxrl import MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.images import to_pil, to_uint8
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor, to_pil, to_uint8
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.energy import energy_rewards, pairwise
 from cellfluxrl.rewards.measuring import Measured

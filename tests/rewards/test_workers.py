@@ -14,7 +14,7 @@ import torch
 from cellfluxrl import MoAClassifier, RewardSuite
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, scaled_statistics, score_partly
 from cellfluxrl.rewards.workers import RewardWorkers
 

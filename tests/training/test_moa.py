@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cellfluxrl import MoAClassifier
 from cellfluxrl.data.image_store import open_images
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.training.moa import (
     MoAArguments,
     augment,

@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 
 from cellfluxrl.training import plots as rl_plots
-from cellfluxrl.training.plots import ablation, find_runs, optimized_reward, read_results, sweep
+from cellfluxrl.training.runs import find_runs, read_results
+from cellfluxrl.training.sweeps import ablation, optimized_reward, sweep
 
 REWARDS = {"moa": 0.9, "roundness": -0.9, "combined": 0.5}
 
@@ -32,6 +33,17 @@ FULL = {
     "seconds/rewards": 0.1,
     "seconds/update": 0.9,
 }
+
+
+def write_results(folder, rows):
+    """As an evaluation does, of (value, standard error)."""
+    plain = {
+        label: {
+            name: {"value": value, "low": None, "high": None, "error": error} for name, (value, error) in row.items()
+        }
+        for label, row in rows.items()
+    }
+    (folder / "results.json").write_text(json.dumps({"rows": plain}))
 
 
 def write_run(folder, gains=(), count=20, **more):
@@ -114,7 +126,7 @@ def test_ablation_without_results_compares_the_ends_of_the_logs(tmp_path):
     write_run(tmp_path / "moa", {"moa": 0.2, "combined": 0.1}, count=40)
     write_run(tmp_path / "roundness", {"roundness": 0.4, "moa": -0.1}, count=40)
     changes = ablation(find_runs([tmp_path]), {})
-    assert list(changes) == ["moa", "roundness"]  # in the table's order
+    assert list(changes) == ["moa", "roundness"]  # in the order of the logs
     # The first tenth, four lines, has an average of 1 - (1/2 + 1/4 + 1/8 + 1/16) / 4 of the gain already.
     left = (1 / 2 + 1 / 4 + 1 / 8 + 1 / 16) / 4
     assert changes["moa"]["moa"][0] == pytest.approx(0.2 * left, abs=1e-6)
@@ -130,7 +142,7 @@ def test_ablation_with_results_is_against_the_base_over_seeds(tmp_path):
         rows[f"moa/seed{seed}"] = {"moa": [0.5 + gain, 0.04], "roundness": [-1.0, 0.04]}
     write_run(tmp_path / "roundness")
     rows["roundness"] = {"moa": [0.4, 0.04], "roundness": [-0.5, 0.04]}
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    write_results(tmp_path, rows)
     changes = ablation(find_runs([tmp_path]), read_results([tmp_path / "results.json"]))
     assert changes["moa"]["moa"] == pytest.approx((0.2, 0.1 / 3**0.5))
     assert changes["roundness"]["roundness"] == pytest.approx((0.5, 0.05))
@@ -139,7 +151,7 @@ def test_ablation_with_results_is_against_the_base_over_seeds(tmp_path):
 
 @pytest.fixture
 def kl_runs(tmp_path):
-    columns = ("combined", "frechet_image", "wasserstein")
+    columns = ("combined", "kernel", "wasserstein")
     rows = {"base": dict.fromkeys(columns, (0.5, 0.1)), "real treated": dict.fromkeys(columns, (0.6, 0.1))}
     for form in ("energy", "deviation"):
         for weight in (1, 0.1):
@@ -147,7 +159,7 @@ def kl_runs(tmp_path):
                 label = f"{form}_kl{weight}/seed{seed}"
                 write_run(tmp_path / "sweep" / label, distance_to_base=0.01 / weight, kl_weight=99.0)
                 rows[label] = dict.fromkeys(columns, (0.5 + 0.1 / weight + seed, 0.1))
-    (tmp_path / "results.json").write_text(json.dumps({"rows": rows}))
+    write_results(tmp_path, rows)
     return tmp_path
 
 

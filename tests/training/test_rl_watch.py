@@ -10,7 +10,8 @@ from PIL import Image
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite, SimulatedCells
 from cellfluxrl.checkpoints import load_checkpoint
 from cellfluxrl.data.compounds import CONTROL, MOAS
-from cellfluxrl.data.pairs import ControlTreatedPairs, images_to_tensor
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.rl.monitor import Moments, Monitor
 from cellfluxrl.seeding import seeded_generator
 from cellfluxrl.training import rl

@@ -12,7 +12,7 @@ from cellfluxrl.arguments import CommandParser
 # are two words, `PARSERS` by the second one.
 COMMANDS = {
     "data": ("cellfluxrl.commands.data", "build, look at and publish data sets of cells"),
-    "demo": ("cellfluxrl.training.demo_command", "the whole chain on simulated or real cells, ending with a report"),
+    "demo": ("cellfluxrl.commands.demo", "the whole chain on simulated or real cells, ending with a report"),
     "pretrain": ("cellfluxrl.commands.pretrain", "pretrain the network from control to treated cells"),
     "moa": ("cellfluxrl.commands.moa", "train a classifier of the mechanism of action"),
     "rewards": ("cellfluxrl.commands.rewards", "fit the biological rewards on real cells, and score images with them"),

@@ -5,18 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from cellfluxrl.evaluation.columns import AS_REAL, CONTROL_ROW, REAL_ROW, Column
 from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.evaluation.statistics.neighbours import COPY_RATE, Memorisation
 from cellfluxrl.evaluation.statistics.paired import PairedTest
 
-if TYPE_CHECKING:
-    from cellfluxrl.evaluation.evaluate import Column
-
-CONTROL_ROW = "copy of control"
-REAL_ROW = "real treated"
-AS_REAL = "as real"
 SIGNIFICANT = 0.05
 COPY_P_VALUE = 0.01  # an accusation wants more than one in twenty
 HOLDS, NOT_SHOWN, NOT_REFUTED, FAILS = "holds", "not shown", "not refuted", "fails"
@@ -90,7 +84,7 @@ def claims_of_model(
         claims.append(Claim(model, column, sentence, columns[column].optimised, value, null, verdict))
 
     for column, text, better in (
-        ("accuracy_judge", "The held-out classifier tells the mechanism more often than in the untreated controls", 1),
+        ("accuracy_judge", "The held-out classifier names the mechanism more often than in the untreated controls", 1),
         ("kernel", "The cells are closer to real treated cells than the untreated controls are", -1),
         (
             "wasserstein",

@@ -10,9 +10,8 @@ from functools import partial
 
 import numpy as np
 
-from cellfluxrl.data.images import images_to_tensor
-from cellfluxrl.evaluation.claims import AS_REAL, CONTROL_ROW, REAL_ROW, Claim, claims_of_model, claims_of_pair
-from cellfluxrl.evaluation.comparison import COLUMN_NOTES
+from cellfluxrl.evaluation.claims import Claim, claims_of_model, claims_of_pair
+from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW, Column, columns_of
 from cellfluxrl.evaluation.features.morphology import morphology_feature_names
 from cellfluxrl.evaluation.measuring import (
     CandidateMeasurements,
@@ -48,22 +47,6 @@ RESAMPLES = 300
 
 
 @dataclass(frozen=True)
-class Column:
-    """What is measured.
-
-    Args:
-        note: What it is, in a sentence.
-        better: `"higher"`, `"lower"`, `"as real"` (neither more nor less than real cells have), or what is right, such
-            as `"1"`.
-        optimised: Whether it is a reward, or was made with the classifier of the rewards.
-    """
-
-    note: str
-    better: str
-    optimised: bool = False
-
-
-@dataclass(frozen=True)
 class Images:
     """The cells that are compared, uint8 of shape `(N, C, H, W)`.
 
@@ -71,7 +54,7 @@ class Images:
         control, real: A control, and a treated cell, of each of N conditions.
         reference: M other treated cells, which every row is compared with.
         generated: By model, `(N, K, C, H, W)`: K samples of each control, the first of which is evaluated and the
-            others are candidates. Those that `match` chose are a model of their own.
+            others are candidates. Those that were chosen among them are a model of their own.
         moa, compound (`list[str]` of length N), reference_moa, reference_compound (`list[str]` of length M): Of each.
         training: Treated training cells.
     """
@@ -109,9 +92,15 @@ class Effects:
 
 @dataclass(frozen=True)
 class Results:
-    """What [`evaluate`] returns; `docs/evaluation.md` explains it. `images` has the chosen sets beside those given."""
+    """What [`evaluate`] returns; `docs/evaluation.md` explains it. `images` has the chosen sets beside those given.
+
+    Args:
+        models: The rows that were generated.
+        chosen: Those of them that were chosen among candidates, and the model that each is of.
+    """
 
     models: list[str]
+    chosen: dict[str, str]
     images: Images
     evaluators: dict[str, str]
     columns: dict[str, Column]
@@ -127,56 +116,6 @@ class Results:
     notes: list[str] = field(default_factory=list)
 
 
-def columns_of(evaluators: Evaluators, with_training: bool) -> dict[str, Column]:
-    """The columns of the tables, in order: the optimised ones first."""
-    name = evaluators.extractor.name
-    own_features = evaluators.judge is None and "Inception" not in name
-    columns = {
-        reward: Column(COLUMN_NOTES.get(reward, f"reward {reward!r} of the suite"), AS_REAL, optimised=True)
-        for reward in evaluators.suite.weights
-    }
-    columns["combined"] = Column("weighted mean of the rewards; above real cells is over-optimised", AS_REAL, True)
-    columns["accuracy_rewards"] = Column("share whose mechanism the classifier of the rewards tells", AS_REAL, True)
-    if evaluators.judge is not None:
-        columns["judge"] = Column("probability of the true mechanism by the held-out classifier", AS_REAL)
-        columns["accuracy_judge"] = Column("share whose mechanism the held-out classifier tells", AS_REAL)
-    frechet = f"Frechet distance to real cells, as FID, on the features of {name}"
-    columns |= {
-        "frechet": Column(f"{frechet}; biased by the sample size", "lower", own_features),
-        "frechet_infinity": Column(f"{frechet}, extrapolated to infinitely many cells", "lower", own_features),
-        "kernel": Column(f"kernel distance to real cells, as KID, on the features of {name}", "lower", own_features),
-        "wasserstein": Column(
-            "Wasserstein-1 distance to real cells of five shapes and counts by the second segmenter, mean, in their "
-            "standard deviations",
-            "lower",
-        ),
-        "spread": Column(f"spread of the features of {name} over that of real cells", "1", own_features),
-        "spread_within": Column(
-            "spread of these shapes and counts within each mechanism over that of real cells; less is over-optimised",
-            AS_REAL,
-        ),
-        "measurable": Column("share in which the second segmenter finds a nucleus and its cell", AS_REAL),
-        "coverage": Column("share of the real cells that have one of these among their neighbours", "higher"),
-        "two_sample": Column("accuracy of telling these from real cells by the morphology panel", "0.5"),
-        "effect_correlation": Column(
-            "Pearson correlation with the real effects of compounds on the morphology panel", "higher"
-        ),
-        "effect_sign": Column("share of the clear effects that have the real direction", AS_REAL),
-        "effect_slope": Column(
-            "size of the effects over that of the real ones; noise keeps it below 1 for real cells too", AS_REAL
-        ),
-        "effect_error": Column(
-            "mean absolute error of the effects of compounds, in standard deviations of control cells", "lower"
-        ),
-    }
-    if with_training:
-        columns["copies"] = Column("share that sticks to one training cell as 1 % of new real cells do", "0.01")
-        columns["nearest_training"] = Column(
-            "distance to the nearest training cell over that of new real cells; below 1 are copies or averages", "1"
-        )
-    return columns
-
-
 def evaluate(
     images: Images,
     evaluators: Evaluators,
@@ -190,10 +129,11 @@ def evaluate(
     perfect one would reach with as many cells.
 
     Args:
-        images: With the first model in question, and possibly a second one to compare it with.
+        images: With the first model in question, and possibly others to compare it with.
         evaluators: What measures them.
-        best_of_n: Draw the curves of the best, and of the matched, of so many candidates; the matched of the largest
-            number are a row of their own, `"NAME, match of N"`.
+        best_of_n: Draw the curves of the best, and of the matched, of so many candidates; those of the largest number
+            are rows of their own, `"NAME, best of N"` and `"NAME, match of N"`. A model with a single sample of each
+            control takes no part.
         seed: Of all resampling.
         measure: How a set of cells is measured; `cellfluxrl evaluate` keeps the results in files.
 
@@ -205,55 +145,56 @@ def evaluate(
         >>> results.rows["real treated"]["kernel"], results.paired[("rl", "base")]["judge"]     # doctest: +SKIP
     """
     _check(images, best_of_n)
-    given = list(images.generated)
-    most = max(best_of_n, default=0)
-    candidates = {m: measure_candidates(images.generated[m][:, :most], images.moa, evaluators) for m in given if most}
-    if most > 1:
-        images = _with_matched(images, candidates, evaluators)
+    given, most = list(images.generated), max(best_of_n, default=0)
+    candidates = {
+        model: measure_candidates(cells[:, :most], images.moa, evaluators)
+        for model, cells in images.generated.items()
+        if 0 < most <= cells.shape[1]
+    }
+    images, chosen = _with_chosen(images, candidates, evaluators) if most > 1 else (images, {})
+    models = list(images.generated)
     sets = {CONTROL_ROW: images.control, **{name: g[:, 0] for name, g in images.generated.items()}}
     sets[REAL_ROW] = images.real
-    rows = {name: measure(cells, images.moa, evaluators, name) for name, cells in sets.items()}
+    measured = {name: measure(cells, images.moa, evaluators, name) for name, cells in sets.items()}
     reference = measure(images.reference, images.reference_moa, evaluators, "reference")
-    training = None if images.training is None else evaluators_features(images.training, evaluators)
 
-    columns = columns_of(evaluators, training is not None)
-    effects = _effects(rows, reference, images, evaluators.suite.channel_names, seed)
+    columns = columns_of(evaluators, images.training is not None)
+    effects = _effects(measured, reference, images, evaluators.suite.channel_names, seed)
     copies = {}
-    if training is not None:
-        copies = {name: memorisation(m.features, training, reference.features, seed=seed) for name, m in rows.items()}
-    groups = moa_codes(images)
-    table = {
+    if images.training is not None:
+        training = evaluators.features(images.training)
+        copies = {n: memorisation(m.features, training, reference.features, seed=seed) for n, m in measured.items()}
+    groups = _moa_codes(images)
+    rows = {
         name: {**_describe(m, reference, groups, seed), **_describe_effects(effects, name, seed)}
-        for name, m in rows.items()
+        for name, m in measured.items()
     }
     for name, found in copies.items():
-        table[name] |= {"copies": found.copies, "nearest_training": found.distance_ratio}
-    models = list(images.generated)
-    between = [(given[0], other) for other in given[1:]]
-    between += [(chosen, model) for model, chosen in zip(given, models[len(given) :], strict=False)]
+        rows[name] |= {"copies": found.copies, "nearest_training": found.distance_ratio}
+    between = [*((given[0], other) for other in given[1:]), *chosen.items()]
     pairs = [(model, CONTROL_ROW) for model in models] + between
-    paired = {(a, b): _compare(rows[a], rows[b], reference, effects, (a, b), groups, seed) for a, b in pairs}
-    claims = [c for model in models for c in claims_of_model(model, table, paired, copies, columns)]
-    claims += [c for ours, theirs in between for c in claims_of_pair(ours, theirs, table, paired, columns)]
+    paired = {(a, b): _compare(measured[a], measured[b], reference, effects, (a, b), groups, seed) for a, b in pairs}
+    claims = [c for model in models for c in claims_of_model(model, rows, paired, copies, columns)]
+    claims += [c for ours, theirs in between for c in claims_of_pair(ours, theirs, rows, paired, columns)]
+    by_moa, by_compound = (
+        {name: _by_group(m, reference, ours, theirs, seed) for name, m in measured.items()}
+        for ours, theirs in ((images.moa, images.reference_moa), (images.compound, images.reference_compound))
+    )
     return Results(
         models=models,
+        chosen=chosen,
         images=images,
         evaluators=_names(evaluators),
         columns=columns,
-        rows=table,
-        by_moa={n: _by_group(m, reference, images.moa, images.reference_moa, seed) for n, m in rows.items()},
-        by_compound={
-            n: _by_group(m, reference, images.compound, images.reference_compound, seed) for n, m in rows.items()
-        },
+        rows=rows,
+        by_moa=by_moa,
+        by_compound=by_compound,
         effects=effects,
         memorisation=copies,
         paired=paired,
-        best_of_n={
-            model: _best_of_n(measured, images, evaluators, reference, best_of_n, seed)
-            for model, measured in candidates.items()
-        },
+        best_of_n={m: _best_of_n(c, images, evaluators, reference, best_of_n, seed) for m, c in candidates.items()},
         claims=claims,
-        measurements={**rows, "reference": reference},
+        measurements={**measured, "reference": reference},
     )
 
 
@@ -266,13 +207,13 @@ def _check(images: Images, best_of_n: Sequence[int]) -> None:
         if length != len(images.control):
             raise ValueError(f"{name} must be as many as the {len(images.control)} controls, got {length}")
     check_counts(len(images.control), len(images.reference))
-    for name, cells in images.generated.items():
+    for name in images.generated:
         if name in (CONTROL_ROW, REAL_ROW, "reference"):
             raise ValueError(f"a model cannot be called {name!r}, which is a row of its own")
-        if best_of_n and not 1 <= min(best_of_n) <= max(best_of_n) <= cells.shape[1]:
-            raise ValueError(
-                f"best_of_n={list(best_of_n)} needs as many samples of each control, got {cells.shape[1]}"
-            )
+    samples = [cells.shape[1] for cells in images.generated.values()]
+    least, most = min(best_of_n, default=1), max(best_of_n, default=1)
+    if least < 1 or most > max(samples) or any(1 < count < most for count in samples):
+        raise ValueError(f"best_of_n={list(best_of_n)} needs as many samples of each control, got {min(samples)}")
 
 
 def check_counts(cells: int, reference: int) -> None:
@@ -284,16 +225,10 @@ def check_counts(cells: int, reference: int) -> None:
         )
 
 
-def evaluators_features(images: np.ndarray, evaluators: Evaluators) -> np.ndarray:
-    """Features of uint8 images."""
-    parts = [images[start : start + 256] for start in range(0, len(images), 256)]
-    return np.concatenate([evaluators.extractor(images_to_tensor(part)) for part in parts])
-
-
 def _names(evaluators: Evaluators) -> dict[str, str]:
     return {
         "features": evaluators.extractor.name,
-        "features are held out": str(evaluators.judge is not None or "Inception" in evaluators.extractor.name),
+        "features are held out": str(evaluators.features_are_held_out),
         "segmenter of the rewards": type(evaluators.suite.segmenter).name,
         "second segmenter": type(evaluators.segmenter).name,
         "held-out classifier": "none" if evaluators.judge is None else f"width {evaluators.judge.config.width}",
@@ -305,7 +240,7 @@ def _names(evaluators: Evaluators) -> dict[str, str]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def moa_codes(images: Images) -> tuple[np.ndarray, np.ndarray]:
+def _moa_codes(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Numbers for the mechanisms of the sample, and of the reference."""
     names = {name: code for code, name in enumerate(dict.fromkeys([*images.moa, *images.reference_moa]))}
     own, real = ([names[name] for name in moa] for moa in (images.moa, images.reference_moa))
@@ -440,17 +375,18 @@ def _compare(
     return adjust(tests)
 
 
-def _with_matched(images: Images, candidates: Mapping[str, CandidateMeasurements], evaluators: Evaluators) -> Images:
-    """The sets that `match` chooses among the candidates of each model, as further models."""
-    every = np.arange(len(images.moa))
-    matched = {}
+def _with_chosen(
+    images: Images, candidates: Mapping[str, CandidateMeasurements], evaluators: Evaluators
+) -> tuple[Images, dict[str, str]]:
+    """The sets that are chosen among the candidates of each model, as further models; and whose they are."""
+    suite, every, sets, chosen = evaluators.suite, np.arange(len(images.moa)), {}, {}
     for model, own in candidates.items():
-        chosen = choose_candidates(
-            evaluators.suite, scores_of(evaluators.suite, own.measured, images.moa), images.moa, "match"
-        )
-        count = len(own.features) // len(every)
-        matched[f"{model}, match of {count}"] = images.generated[model][every, chosen.numpy()][:, None]
-    return dataclasses.replace(images, generated={**images.generated, **matched})
+        scores = scores_of(suite, own.measured, images.moa)
+        for selection in SELECTIONS:
+            name = f"{model}, {selection} of {len(own.verdicts) // len(every)}"
+            selected = choose_candidates(suite, scores, images.moa, selection).numpy()
+            sets[name], chosen[name] = images.generated[model][every, selected][:, None], model
+    return dataclasses.replace(images, generated={**images.generated, **sets}), chosen
 
 
 def _best_of_n(
@@ -471,10 +407,10 @@ def _best_of_n(
             chosen = choose_candidates(evaluators.suite, scores.first(n), images.moa, selection).numpy()
             rows = np.arange(len(chosen)) * per_control + chosen
             combined = scores.rewards["combined"].cpu().numpy()[np.arange(len(chosen)), chosen]
-            features = candidates.features[rows]
+            features = candidates.verdicts.features[rows]
             values = {"combined": mean_interval(combined, seed=seed)}
             if evaluators.judge is not None:
-                values["accuracy_judge"] = mean_interval(candidates.correct["judge"][rows], seed=seed)
+                values["accuracy_judge"] = mean_interval(candidates.verdicts.correct["judge"][rows], seed=seed)
             values["kernel"] = kernel_distance(features, reference.features, 100, seed)
             counts = [len(features), len(reference.features)]
             values["spread"] = bootstrap_interval(

@@ -1,4 +1,4 @@
-"""Generated cells of an evaluation, kept as files from which an interrupted run goes on."""
+"""Generated cells of an evaluation, kept as files from which an interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from cellfluxrl.data.images import to_uint8
-from cellfluxrl.data.pairs import images_to_tensor
+from cellfluxrl.data.images import images_to_tensor, to_uint8
+from cellfluxrl.files import write_whole
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.seeding import seeded_generator
 
@@ -41,7 +41,7 @@ def generate_candidates(
         control: `(N, C, H, W)`; uint8.
         table: `compound` and `concentration` of each.
         folder: Where the files go.
-        provenance: Goes into `generated.json`, and must be that of a run that goes on.
+        provenance: Goes into `generated.json`, and must be that of a run that resumes.
         count: K samples of each control.
         seed: Decides the noise.
         title: Of the progress bar.
@@ -63,7 +63,7 @@ def generate_candidates(
         np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
         _write_record(record, provenance, 0)
     images = np.lib.format.open_memmap(path, mode="r+")
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = _without_rewards(pipeline)
     with tqdm(total=len(control), initial=done, unit=" controls", desc=title) as progress:
         for start in range(done, len(control), CONTROLS_AT_ONCE):
             rows = range(start, min(start + CONTROLS_AT_ONCE, len(control)))
@@ -105,12 +105,18 @@ def _finished(path: Path, record: Path, provenance: Mapping[str, Any]) -> int:
 
 
 def _write_record(record: Path, provenance: Mapping[str, Any], finished: int) -> None:
-    partial = record.with_suffix(".partial")
-    partial.write_text(json.dumps({"finished": finished, "provenance": provenance}, indent=2))
-    partial.replace(record)
+    text = json.dumps({"finished": finished, "provenance": provenance}, indent=2)
+    write_whole(record, lambda path: path.write_text(text))
 
 
-def treatment_of(pipeline: CellFluxPipeline, table: pd.DataFrame) -> dict[str, Any]:
+def _without_rewards(pipeline: CellFluxPipeline) -> CellFluxPipeline:
+    """The same samples, which are not scored while they are generated."""
+    plain = CellFluxPipeline(unet=pipeline.unet, scheduler=pipeline.scheduler, encoder=pipeline.encoder)
+    plain.set_progress_bar_config(disable=True)
+    return plain
+
+
+def _treatment_of(pipeline: CellFluxPipeline, table: pd.DataFrame) -> dict[str, Any]:
     """The compounds of the rows, and their concentrations where the pipeline takes them."""
     if pipeline.unet.config.condition_dim is None:
         return {}
@@ -130,7 +136,7 @@ def _generate(
     noise = [seeded_generator(seed, "evaluation noise", i, k) for i in rows for k in range(count)]
     images = pipeline(
         images_to_tensor(control[rows.start : rows.stop]),
-        **treatment_of(pipeline, table.iloc[rows.start : rows.stop]),
+        **_treatment_of(pipeline, table.iloc[rows.start : rows.stop]),
         num_images_per_control=count,
         generator=noise,
         output_type="pt",
@@ -143,9 +149,9 @@ def generate_trajectories(
     pipeline: CellFluxPipeline, control: np.ndarray, table: pd.DataFrame, seed: int = 0, **settings: Any
 ) -> torch.Tensor:
     """The way of the first sample of each control, at the times of the grid: `(T, N, C, H, W)` in [-1, 1]."""
-    output = pipeline(
+    output = _without_rewards(pipeline)(
         images_to_tensor(control),
-        **treatment_of(pipeline, table),
+        **_treatment_of(pipeline, table),
         generator=[seeded_generator(seed, "evaluation trajectories", i) for i in range(len(control))],
         output_type="pt",
         return_trajectory=True,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
@@ -16,13 +15,15 @@ from tqdm import tqdm
 
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import images_to_tensor, unit_floats
-from cellfluxrl.evaluation.features.extractors import FeatureExtractor
+from cellfluxrl.evaluation.features.extractors import FeatureExtractor, classifier_extractor, inception_extractor
 from cellfluxrl.evaluation.features.morphology import morphology_features
+from cellfluxrl.files import write_whole
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.measuring import Measured
 from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure
-from cellfluxrl.rewards.segmentation.protocol import Segmenter
+from cellfluxrl.rewards.segmentation.protocol import Segmenter, make_segmenter
 from cellfluxrl.rewards.suite import RewardSuite
+from cellfluxrl.rows import Rows
 
 BATCH = 256
 THREADS = min(4, os.cpu_count() or 1)
@@ -30,7 +31,7 @@ THREADS = min(4, os.cpu_count() or 1)
 
 @dataclass(frozen=True)
 class Evaluators:
-    """What looks at the cells.
+    """What looks at the cells; [`make_evaluators`] chooses them.
 
     Args:
         suite: The rewards, which a model may have been optimised for.
@@ -44,6 +45,16 @@ class Evaluators:
     segmenter: Segmenter
     judge: MoAClassifier | None = None
 
+    @property
+    def features_are_held_out(self) -> bool:
+        """Whether no reward was computed with the network of the features."""
+        return self.judge is not None or "Inception" in self.extractor.name
+
+    def features(self, images: np.ndarray) -> np.ndarray:
+        """Features of `(N, C, H, W)` uint8 images, `(N, D)`."""
+        parts = [images[start : start + BATCH] for start in range(0, len(images), BATCH)]
+        return np.concatenate([self.extractor(images_to_tensor(np.array(part))) for part in parts])
+
     def fingerprint(self) -> str:
         """Differs where a result may differ: of the weights and settings of all of them."""
         networks = [weights_hash(self.suite), self.judge and weights_hash(self.judge)]
@@ -51,23 +62,68 @@ class Evaluators:
         return hashlib.sha256(repr([networks, names, self.suite.weights]).encode()).hexdigest()
 
 
-@dataclass(frozen=True)
-class Measurements:
-    """What was measured on N images.
+def make_evaluators(
+    suite: RewardSuite,
+    judge: MoAClassifier | None = None,
+    features: str | None = None,
+    segmenter: str | None = None,
+    inception_weights: str | Path | None = None,
+) -> Evaluators:
+    """Choose what evaluates beside the rewards, so that as much as possible was never optimised.
 
     Args:
-        rewards: Each reward and `"combined"` in the deviation form, `(N,)`.
+        suite: The rewards.
+        judge: A classifier that no reward used.
+        features: `"judge"`, `"rewards"` (of their classifier) or `"inception"`; by default the judge's, if there is
+            one.
+        segmenter: Name of another segmenter than that of the rewards; by default `"otsu"`, or `"watershed"` where the
+            rewards use that.
+        inception_weights: See [`inception_extractor`].
+
+    Raises:
+        ValueError: If the judge or the segmenter is that of the rewards.
+    """
+    if judge is not None and weights_hash(judge) == weights_hash(suite.classifier):
+        raise ValueError("the judge is the classifier of the rewards, which is not held-out evidence")
+    own = type(suite.segmenter).name
+    segmenter = segmenter or ("watershed" if own == "otsu" else "otsu")
+    if segmenter == own:
+        raise ValueError(f"segmenter {segmenter!r} is that of the rewards, which is not held-out evidence")
+    if features == "inception":
+        extractor = inception_extractor(inception_weights, suite.device)
+    elif judge is not None and features != "rewards":
+        extractor = classifier_extractor(judge, "held out")
+    else:
+        extractor = classifier_extractor(suite.classifier, "of the rewards")
+    return Evaluators(suite, extractor, make_segmenter(segmenter, channel_names=suite.channel_names), judge)
+
+
+@dataclass(frozen=True)
+class Verdicts(Rows):
+    """What the networks say of N images.
+
+    Args:
         features: `(N, D)`; of the feature extractor.
         probabilities, correct: By classifier, `"rewards"` and, if there is one, `"judge"`: the probability of the true
             mechanism, and whether it is the most probable one; `(N,)`.
+    """
+
+    features: np.ndarray
+    probabilities: dict[str, np.ndarray]
+    correct: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Measurements(Verdicts):
+    """What was measured on N images, beside what the networks say.
+
+    Args:
+        rewards: Each reward and `"combined"` in the deviation form, `(N,)`.
         morphology: `(N, F)`; columns of [`morphology_feature_names`].
         statistics: `(N, 5)`; the shapes and counts that the rewards judge too, by the other segmenter.
     """
 
     rewards: dict[str, np.ndarray]
-    features: np.ndarray
-    probabilities: dict[str, np.ndarray]
-    correct: dict[str, np.ndarray]
     morphology: np.ndarray
     statistics: np.ndarray
 
@@ -76,25 +132,10 @@ class Measurements:
         """Whether the whole morphology panel could be measured, `(N,)`: not without a nucleus, or light."""
         return np.isfinite(self.morphology).all(axis=1)
 
-    def take(self, rows: np.ndarray) -> Measurements:
-        """Of these images only."""
-
-        def taken(values: np.ndarray | dict[str, np.ndarray]) -> np.ndarray | dict[str, np.ndarray]:
-            return {name: v[rows] for name, v in values.items()} if isinstance(values, dict) else values[rows]
-
-        return Measurements(**{f.name: taken(getattr(self, f.name)) for f in dataclasses.fields(self)})
-
     def save(self, path: str | Path, fingerprint: str) -> None:
         """Write an `.npz` file, or nothing."""
-        arrays = {"fingerprint": np.array(fingerprint)}
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            parts = value.items() if isinstance(value, dict) else [("", value)]
-            arrays |= {f"{field.name}/{name}": array for name, array in parts}
-        partial = Path(path).with_suffix(".partial.npz")
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(partial, **arrays)
-        partial.replace(path)
+        arrays = {"fingerprint": np.array(fingerprint), **self.tensors()}
+        write_whole(path, lambda partial: np.savez(partial, **arrays))
 
     @classmethod
     def load(cls, path: str | Path, fingerprint: str) -> Measurements | None:
@@ -104,14 +145,7 @@ class Measurements:
         with np.load(path, allow_pickle=False) as stored:
             if str(stored["fingerprint"]) != fingerprint:
                 return None
-            fields: dict = {}
-            for key in stored.files:
-                field, _, name = key.partition("/")
-                if name:
-                    fields.setdefault(field, {})[name] = stored[key]
-                elif field != "fingerprint":
-                    fields[field] = stored[key]
-        return cls(**fields)
+            return cls.from_tensors({name: stored[name] for name in stored.files if name != "fingerprint"})
 
 
 def measure_cells(
@@ -141,15 +175,8 @@ def measure_cells(
     ):
         for part in threads.map(measured, range(0, len(images), BATCH)):
             parts.append(part)
-            bar.update(len(part.features))
-    joined = {}
-    for field in dataclasses.fields(Measurements):
-        values = [getattr(part, field.name) for part in parts]
-        if isinstance(values[0], dict):
-            joined[field.name] = {name: np.concatenate([v[name] for v in values]) for name in values[0]}
-        else:
-            joined[field.name] = np.concatenate(values)
-    return Measurements(**joined)
+            bar.update(len(part))
+    return Measurements.cat(parts)
 
 
 @torch.no_grad()  # which holds for one thread only
@@ -158,31 +185,26 @@ def _measure_batch(batch: np.ndarray, moa: Sequence[str], evaluators: Evaluators
     rewards = suite.score(suite.measure(batch, moa, batch_size=BATCH), moa)
     masks = evaluators.segmenter(unit_floats(batch))
     measured = measure(masks)
-    probabilities, correct = classify(images, moa, evaluators)
     return Measurements(
         rewards={name: values.cpu().double().numpy() for name, values in rewards.items()},
-        features=evaluators.extractor(images),
-        probabilities=probabilities,
-        correct=correct,
+        **vars(_judge(images, moa, evaluators)),
         morphology=morphology_features(images, masks),
         statistics=np.stack([measured[name] for name in STATISTICS], axis=1),
     )
 
 
 @torch.no_grad()
-def classify(
-    images: torch.Tensor, moa: Sequence[str], evaluators: Evaluators
-) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Probability of the true mechanism, and whether it is the most probable, by each classifier."""
+def _judge(images: torch.Tensor, moa: Sequence[str], evaluators: Evaluators) -> Verdicts:
+    """What the networks say of one batch."""
     probabilities, correct = {}, {}
     for name, classifier in (("rewards", evaluators.suite.classifier), ("judge", evaluators.judge)):
         if classifier is None:
             continue
         own = classifier.class_indices(moa)
-        logits = torch.cat([classifier(part.to(classifier.device)).logits.cpu() for part in images.split(BATCH)])
+        logits = classifier(images.to(classifier.device)).logits.cpu()
         probabilities[name] = logits.softmax(dim=1)[torch.arange(len(own)), own].double().numpy()
         correct[name] = (logits.argmax(dim=1) == own).double().numpy()
-    return probabilities, correct
+    return Verdicts(evaluators.extractor(images), probabilities, correct)
 
 
 @dataclass(frozen=True)
@@ -191,14 +213,11 @@ class CandidateMeasurements:
 
     Args:
         measured: By the suite.
-        features: `(N * K, D)`; of the feature extractor.
-        probabilities, correct: See [`Measurements`].
+        verdicts: Of the networks.
     """
 
     measured: Measured
-    features: np.ndarray
-    probabilities: dict[str, np.ndarray]
-    correct: dict[str, np.ndarray]
+    verdicts: Verdicts
 
 
 @torch.no_grad()
@@ -206,17 +225,9 @@ def measure_candidates(images: np.ndarray, moa: Sequence[str], evaluators: Evalu
     """Measure `(N, K, C, H, W)` uint8 images, K candidates of each of N mechanisms."""
     flat = images.reshape(-1, *images.shape[2:])
     repeated = [name for name in moa for _ in range(images.shape[1])]
-    measured, features, probabilities, correct = [], [], [], []
+    measured, verdicts = [], []
     for start in tqdm(range(0, len(flat), BATCH), desc="measuring candidates", leave=False):
         crops, names = np.array(flat[start : start + BATCH]), repeated[start : start + BATCH]
         measured.append(evaluators.suite.measure(crops, names, batch_size=BATCH))
-        batch = images_to_tensor(crops)
-        features.append(evaluators.extractor(batch))
-        for collected, found in zip((probabilities, correct), classify(batch, names, evaluators), strict=True):
-            collected.append(found)
-    return CandidateMeasurements(
-        measured=Measured.cat(measured),
-        features=np.concatenate(features),
-        probabilities={name: np.concatenate([p[name] for p in probabilities]) for name in probabilities[0]},
-        correct={name: np.concatenate([c[name] for c in correct]) for name in correct[0]},
-    )
+        verdicts.append(_judge(images_to_tensor(crops), names, evaluators))
+    return CandidateMeasurements(Measured.cat(measured), Verdicts.cat(verdicts))

@@ -14,6 +14,7 @@ import pandas as pd
 
 from cellfluxrl.evaluation.evaluate import Results
 from cellfluxrl.evaluation.statistics.intervals import Interval
+from cellfluxrl.files import write_whole
 
 SCHEMA_VERSION = 1
 
@@ -89,9 +90,7 @@ def write_results(
         paths.append(folder / f"{name}.csv")
         content.to_csv(paths[-1], index=False)
     text = json.dumps(results_dict(results, settings), indent=2, allow_nan=False)
-    partial = folder / "results.partial"
-    partial.write_text(text)
-    partial.replace(folder / "results.json")
+    write_whole(folder / "results.json", lambda path: path.write_text(text))
     return [folder / "results.json", *paths]
 
 

@@ -11,8 +11,9 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from cellfluxrl.data.pairs import images_to_tensor
-from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, GroupRow, Images, Results
+from cellfluxrl.data.images import images_to_tensor
+from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW
+from cellfluxrl.evaluation.evaluate import GroupRow, Images, Results
 from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.evaluation.statistics.strata import rows_by_group
 from cellfluxrl.figures import (
@@ -28,7 +29,7 @@ from cellfluxrl.rewards.suite import RewardSuite
 
 PANELS_PER_LINE = 4
 PER_COMPOUND = 3  # crops of a compound in the grid
-WORST = 12
+SHOWN = 12  # cells in a row of outlined ones
 TRAJECTORIES = 6
 FRAMES = 8
 
@@ -141,14 +142,27 @@ def draw_best_of_n(path: Path, results: Results) -> None:
     figure.savefig(path)
 
 
-def draw_grid(path: Path, images: Images) -> None:
-    """Crops of every compound: controls, what each model makes of them, and real treated cells."""
-    sets = {
-        "control": images.control,
-        **{n: g[:, 0] for n, g in images.generated.items()},
-        "real treated": images.real,
-    }
-    rows = {}
+def _sets(images: Images) -> dict[str, np.ndarray]:
+    """Controls, what each model makes of them, and real treated cells."""
+    generated = {name: cells[:, 0] for name, cells in images.generated.items()}
+    return {"control": images.control, **generated, REAL_ROW: images.real}
+
+
+def draw_cells(path: Path, images: Images, suite: RewardSuite) -> None:
+    """The same cells in every row, outlined as the rewards see them."""
+    chosen = np.linspace(0, len(images.control) - 1, SHOWN).round().astype(int)
+    image_grid({name: _outlined(cells[chosen], suite) for name, cells in _sets(images).items()}, path)
+
+
+def _outlined(crops: np.ndarray, suite: RewardSuite) -> np.ndarray:
+    masks = suite.segment(crops)
+    return outlined(images_to_tensor(crops), masks.nuclei, masks.cells)
+
+
+def draw_grid(path: Path, results: Results) -> None:
+    """Crops of every compound, of every set that was not chosen among candidates."""
+    images, rows = results.images, {}
+    sets = {name: cells for name, cells in _sets(images).items() if name not in results.chosen}
     by_compound = rows_by_group(images.compound)
     for compound in sorted(by_compound, key=lambda c: (images.moa[by_compound[c][0]], c)):
         chosen = np.resize(by_compound[compound], PER_COMPOUND)
@@ -161,14 +175,10 @@ def draw_grid(path: Path, images: Images) -> None:
 def draw_failures(path: Path, results: Results, model: str, suite: RewardSuite) -> None:
     """The cells with the lowest combined reward, outlined as the rewards see them, their controls and real ones."""
     images = results.images
-    worst = np.argsort(results.measurements[model].rewards["combined"])[:WORST]
+    worst = np.argsort(results.measurements[model].rewards["combined"])[:SHOWN]
     shown = {"worst": images.generated[model][worst, 0], "their control": images.control[worst]}
     shown["real, same condition"] = images.real[worst]
-    rows = {}
-    for name, crops in shown.items():
-        masks = suite.segment(crops)
-        rows[name] = outlined(images_to_tensor(crops), masks.nuclei, masks.cells)
-    image_grid(rows, path)
+    image_grid({name: _outlined(crops, suite) for name, crops in shown.items()}, path)
 
 
 def draw_trajectories(path: Path, trajectory: torch.Tensor, titles: Sequence[str]) -> None:
@@ -199,8 +209,10 @@ def draw_all(
         paths["best_of_n"] = folder / "best_of_n.png"
         draw_best_of_n(paths["best_of_n"], results)
     if results.images.control.shape[1] == 3:
+        paths["cells"] = folder / "cells.png"
+        draw_cells(paths["cells"], results.images, suite)
         paths["grid"] = folder / "grid.png"
-        draw_grid(paths["grid"], results.images)
+        draw_grid(paths["grid"], results)
         for k, model in enumerate(results.models):
             paths[f"failures {model}"] = folder / f"failures_{k}.png"
             draw_failures(paths[f"failures {model}"], results, model, suite)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from cellfluxrl.evaluation.claims import FAILS, HOLDS, NOT_SHOWN
-from cellfluxrl.evaluation.evaluate import CONTROL_ROW, REAL_ROW, GroupRow, Results
-from cellfluxrl.evaluation.report.html import MISSING, Section, Table, format_interval, write_sections
+from cellfluxrl.evaluation.claims import FAILS, HOLDS, Claim
+from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW
+from cellfluxrl.evaluation.evaluate import GroupRow, Results
+from cellfluxrl.evaluation.report.html import MISSING, Section, Table, format_interval, write_report
 from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.evaluation.statistics.paired import PairedTest
 
@@ -25,7 +26,7 @@ def findings(results: Results) -> list[str]:
         f"Rewards, and what is made with their classifier, may have been optimised: {', '.join(optimised)}. "
         "Everything else was never optimised."
     ]
-    for model in results.models:
+    for model in (model for model in results.models if model not in results.chosen):
         own = [c for c in results.claims if c.model == model and not c.against and not c.optimised]
         failed = [c.column for c in own if c.verdict == FAILS]
         sentences.append(
@@ -43,16 +44,35 @@ def _gains(results: Results, ours: str, theirs: str) -> list[str]:
     sentences = []
     for optimised, kind in ((True, "what may have been optimised"), (False, "held-out evidence")):
         own = [c for c in results.claims if (c.model, c.against, c.optimised) == (ours, theirs, optimised)]
-        by_verdict = [
-            f"{text} {', '.join(c.column for c in own if c.verdict == verdict) or 'nothing'}"
-            for verdict, text in ((HOLDS, "better in"), (FAILS, "worse in"), (NOT_SHOWN, "no difference shown in"))
-        ]
-        sentences.append(f"{ours} against {theirs}, on {kind}: {'; '.join(by_verdict)}.")
+        better, worse = ([c.column for c in own if c.verdict == verdict] for verdict in (HOLDS, FAILS))
+        sentences.append(
+            f"{ours} against {theirs}, on {kind}: better in {', '.join(better) or 'nothing'}; worse in "
+            f"{', '.join(worse) or 'nothing'}; no difference shown in the other {len(own) - len(better) - len(worse)}."
+        )
     return sentences
+
+
+def verdicts(results: Results) -> dict[str, dict[str, Claim]]:
+    """By model and column, the claims about each model alone: held-out evidence first."""
+    claims = sorted((claim for claim in results.claims if not claim.against), key=lambda claim: claim.optimised)
+    return {model: {c.column: c for c in claims if c.model == model} for model in results.models}
 
 
 def _evidence_sections(results: Results) -> list[Section]:
     """Which claims about each model hold, and which gains over the other one."""
+    every = verdicts(results)
+    columns = list(dict.fromkeys(column for claims in every.values() for column in claims))
+    table = Table(
+        "What became of the claims about each model, with the 95 % interval that says so.",
+        columns,
+        {
+            model: [
+                (claims[c].verdict, format_interval(claims[c].value)[1]) if c in claims else (MISSING, "")
+                for c in columns
+            ]
+            for model, claims in every.items()
+        },
+    )
     sections = [
         Section(
             "What holds on held-out evidence",
@@ -61,25 +81,23 @@ def _evidence_sections(results: Results) -> list[Section]:
                 "on the wrong one. That two things are alike cannot be shown by any number of cells, only refuted. A "
                 "gain that is only in what was optimised is one in the rewards, and not shown to be one in biology.",
             ],
+            tables=[table],
         )
     ]
-    for model in results.models:
-        own = sorted((c for c in results.claims if c.model == model and not c.against), key=lambda c: c.optimised)
-        lines = [f"{'Optimised' if claim.optimised else 'Held out'}, {claim.verdict}. | {claim.text}" for claim in own]
-        sections.append(Section(f"Claims about {model}", findings=lines))
+    first = results.models[0]
+    for model, claims in every.items():
+        sections.append(_claims_section(f"Claims about {model}", list(claims.values()), folded=model != first))
     for ours, theirs in results.paired:
         if theirs in results.models:
-            sections.append(_claims_section(results, f"Gains of {ours} over {theirs}", ours, theirs))
+            own = [c for c in results.claims if (c.model, c.against) == (ours, theirs)]
+            folded = (ours, theirs) != (first, results.models[1])
+            sections.append(_claims_section(f"Gains of {ours} over {theirs}", own, folded))
     return sections
 
 
-def _claims_section(results: Results, title: str, model: str, against: str = "") -> Section:
-    own = [c for c in results.claims if (c.model, c.against) == (model, against)]
-    own = sorted(own, key=lambda claim: claim.optimised)
-    return Section(
-        title,
-        findings=[f"{'Optimised' if c.optimised else 'Held out'}, {c.verdict}. | {c.text}" for c in own],
-    )
+def _claims_section(title: str, claims: Sequence[Claim], folded: bool) -> Section:
+    lines = [f"{'Optimised' if c.optimised else 'Held out'}, {c.verdict}. | {c.text}" for c in claims]
+    return Section(title, findings=lines, folded=folded)
 
 
 def _rows_table(results: Results, columns: Sequence[str], caption: str) -> Table:
@@ -129,6 +147,7 @@ def _paired_section(results: Results) -> Section:
             )
             for (ours, theirs), tests in results.paired.items()
         ],
+        folded=True,
     )
 
 
@@ -145,7 +164,7 @@ def _groups_section(
         }
         tables.append(Table(f"{row}. {INTERVALS}", ["cells", "real cells", *columns], lines))
     caption = f"{title}: 95 % intervals; beside the names the numbers of cells, and of real ones to compare with"
-    return Section(title, tables=tables, pictures=[(caption, picture)])
+    return Section(title, tables=tables, pictures=[(caption, picture)], folded=True)
 
 
 def _effects_section(results: Results, pictures: Mapping[str, Path]) -> Section:
@@ -209,8 +228,11 @@ def _memorisation_section(results: Results) -> Section:
 
 def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     shown = []
+    if "cells" in pictures:
+        caption = "The same cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue"
+        shown.append((caption, pictures["cells"]))
     if "grid" in pictures:
-        shown.append(("Cells of every compound; actin red, tubulin green, DNA blue", pictures["grid"]))
+        shown.append(("Cells of every compound", pictures["grid"]))
     for model in results.models:
         if f"trajectories {model}" in pictures:
             caption = f"{model}: from the control with source noise to the treated cell"
@@ -222,7 +244,12 @@ def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section
 
 
 def write_evaluation_report(
-    path: str | Path, title: str, results: Results, pictures: Mapping[str, Path], settings: Mapping[str, Any]
+    path: str | Path,
+    title: str,
+    results: Results,
+    pictures: Mapping[str, Path],
+    settings: Mapping[str, Any],
+    more: Sequence[Section] = (),
 ) -> None:
     """Write `report.html`.
 
@@ -232,17 +259,19 @@ def write_evaluation_report(
         results: What came out.
         pictures: As [`draw_all`] returns them.
         settings: What is needed to run it again.
+        more: Further sections, before the details.
     """
-    sections = [*_evidence_sections(results), _measurements_section(results, pictures), _paired_section(results)]
+    sections = [*_evidence_sections(results), _measurements_section(results, pictures)]
     if results.best_of_n:
         caption = "The best, and the matched, of N candidates; the band is that of real cells"
         sections.append(Section("Best of N", pictures=[(caption, pictures["best_of_n"])]))
-    sections.append(_effects_section(results, pictures))
+    if any(name.startswith(("cells", "grid", "failures", "trajectories")) for name in pictures):
+        sections.append(_pictures_section(results, pictures))
+    sections += [*more, _effects_section(results, pictures)]
     if results.memorisation:
         sections.append(_memorisation_section(results))
-    if any(name == "grid" or name.startswith(("failures", "trajectories")) for name in pictures):
-        sections.append(_pictures_section(results, pictures))
+    sections.append(_paired_section(results))
     sections.append(_groups_section("By mechanism of action", results.by_moa, results.models, pictures["by_moa"]))
     sections.append(_groups_section("By compound", results.by_compound, results.models, pictures["by_compound"]))
-    shown = {**results.evaluators, **{k: v for k, v in settings.items() if v is not None}}
-    write_sections(path, title, findings(results), sections, shown)
+    shown = {**results.evaluators, **{k: v for k, v in settings.items() if v not in (None, (), [])}}
+    write_report(path, title, findings(results), sections, shown)

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
 from cellfluxrl.evaluation.statistics.intervals import Interval, half_sampling_interval, halves_interval, random_halves
 from cellfluxrl.evaluation.statistics.metrics import frechet_distance
-from cellfluxrl.evaluation.statistics.strata import rows_by_group
 from cellfluxrl.seeding import numpy_generator
 
 EXTRAPOLATION_POINTS = 15  # as in the original
@@ -130,52 +128,6 @@ def _kernel_sums(
             kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))] = 0
         sums += (in_a[rows] * (kernel @ in_b)).sum(axis=0)
     return sums
-
-
-@dataclass(frozen=True)
-class GroupDistance:
-    """The distance of one group, for example a compound, and how many rows it was computed from."""
-
-    distance: Interval
-    generated: int
-    real: int
-
-
-def distances_by_group(
-    distance: Callable[[np.ndarray, np.ndarray], Interval],
-    generated: np.ndarray,
-    generated_groups: Sequence[Hashable],
-    real: np.ndarray,
-    real_groups: Sequence[Hashable],
-) -> dict[Hashable, GroupDistance]:
-    """A distance of every compound, with counts.
-
-    Args:
-        distance: As [`kernel_distance`], the right one for small groups.
-        generated, real: `(N, D)` and `(M, D)`; features.
-        generated_groups, real_groups: The compound of each.
-
-    Returns:
-        By compound, in order of their first generated and then real cell. The distance is NaN where one set has no
-        cells.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(40, 3))
-        >>> by_compound = distances_by_group(kernel_distance, x, ["taxol"] * 40, x[:10], ["taxol"] * 9 + ["ALLN"])
-        >>> {name: (d.generated, d.real) for name, d in by_compound.items()}
-        {'taxol': (40, 9), 'ALLN': (0, 1)}
-    """
-    for features, groups in ((generated, generated_groups), (real, real_groups)):
-        if len(features) != len(groups):
-            raise ValueError(f"there must be one group for each of {len(features)} rows, got {len(groups)}")
-    ours, theirs = rows_by_group(generated_groups), rows_by_group(real_groups)
-    nobody = np.empty(0, dtype=np.int64)
-    result = {}
-    for group in dict.fromkeys([*ours, *theirs]):
-        i, j = ours.get(group, nobody), theirs.get(group, nobody)
-        value = distance(generated[i], real[j]) if len(i) and len(j) else Interval(math.nan)
-        result[group] = GroupDistance(value, len(i), len(j))
-    return result
 
 
 def _check(a: np.ndarray, b: np.ndarray) -> None:

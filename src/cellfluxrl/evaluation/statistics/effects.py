@@ -16,39 +16,6 @@ MINIMUM_CELLS = 5  # with a value, for an effect size
 CLEAR_EFFECT = 0.5  # control standard deviations; a smaller real effect has its sign by chance
 
 
-def effect_sizes(treated: np.ndarray, control: np.ndarray) -> np.ndarray:
-    """Robust standardised difference between treated and control cells, of each feature.
-
-    (median of treated - median of control) / (1.4826 MAD of control): the robust z-score of image-based profiling
-    [1]_, in standard deviations of normal data. Where the median absolute deviation is 0, as of counts that are the
-    same in most cells, 1.2533 times the mean absolute deviation from the median takes its place (the modified z-score
-    of Iglewicz and Hoaglin [2]_).
-
-    Args:
-        treated, control: `(N, F)` and `(M, F)`; features of cells; NaN counts as missing. To compare real and
-            generated effects, give both the same control cells: then both have one unit.
-
-    Returns:
-        `np.ndarray` of shape `(F,)`; NaN where fewer than five treated or control cells have a value, or all of the
-        control's are the same.
-
-    References:
-        .. [1] J. Caicedo et al., Data-analysis strategies for image-based cell profiling, Nature Methods 14, 849
-           (2017).
-        .. [2] B. Iglewicz, D. Hoaglin, How to Detect and Handle Outliers, ASQC Quality Press (1993).
-
-    Example:
-        >>> control = np.random.default_rng(0).normal(size=(10_000, 1))
-        >>> effect_sizes(control * 3 + 2, control).round(1)
-        array([2.])
-    """
-    if treated.ndim != 2 or control.ndim != 2 or treated.shape[1] != control.shape[1]:
-        raise ValueError(
-            f"treated and control must be (N, F) and (M, F) of one F, got {treated.shape}, {control.shape}"
-        )
-    return _effect_sizes(treated, *_centre_and_scale(control))
-
-
 def _centre_and_scale(control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Median and robust standard deviation of each feature; NaN where too few cells have a value or all are alike."""
     centre = _medians(control)
@@ -80,20 +47,41 @@ def _medians(values: np.ndarray) -> np.ndarray:
 def effects_by_group(
     features: np.ndarray, groups: Sequence[Hashable], control: np.ndarray, order: Sequence[Hashable]
 ) -> np.ndarray:
-    """[`effect_sizes`] of each compound, or any other group of cells.
+    """Robust standardised difference between the cells of each compound and control cells, of each feature.
+
+    (median of treated - median of control) / (1.4826 MAD of control): the robust z-score of image-based profiling
+    [1]_, in standard deviations of normal data. Where the median absolute deviation is 0, as of counts that are the
+    same in most cells, 1.2533 times the mean absolute deviation from the median takes its place (the modified z-score
+    of Iglewicz and Hoaglin [2]_).
 
     Args:
-        features: `(N, F)`; of treated cells, real or generated.
-        groups: The compound of each.
-        control: `(M, F)`; of control cells.
+        features: `(N, F)`; of treated cells, real or generated; NaN counts as missing.
+        groups: The compound of each, or another group of cells.
+        control: `(M, F)`; of control cells. To compare real and generated effects, give both the same ones: then both
+            have one unit.
         order: The compounds to return, in order.
 
     Returns:
-        `np.ndarray` of shape `(K, F)`.
+        `(K, F)`; NaN where fewer than five treated or control cells have a value, or all of the control's are the
+        same.
 
     Raises:
-        ValueError: If a compound in `order` has no cells.
+        ValueError: If the shapes do not fit, or a compound in `order` has no cells.
+
+    References:
+        .. [1] J. Caicedo et al., Data-analysis strategies for image-based cell profiling, Nature Methods 14, 849
+           (2017).
+        .. [2] B. Iglewicz, D. Hoaglin, How to Detect and Handle Outliers, ASQC Quality Press (1993).
+
+    Example:
+        >>> control = np.random.default_rng(0).normal(size=(10_000, 1))
+        >>> effects_by_group(control * 3 + 2, ["taxol"] * 10_000, control, ["taxol"]).round(1)
+        array([[2.]])
     """
+    if features.ndim != 2 or control.ndim != 2 or features.shape[1] != control.shape[1]:
+        raise ValueError(
+            f"features and control must be (N, F) and (M, F) of one F, got {features.shape}, {control.shape}"
+        )
     if len(groups) != len(features):
         raise ValueError(f"there must be one group for each of {len(features)} cells, got {len(groups)}")
     rows = rows_by_group(groups)

@@ -1,15 +1,11 @@
-"""Distances between generated and real cells, and their standard errors."""
+"""Distances between generated and real cells, and hand-made features of images."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.stats import wasserstein_distance
-
-from cellfluxrl.seeding import numpy_generator
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -72,18 +68,6 @@ def _variance_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
     means = np.stack([np.bincount(index, weights=column) / counts for column in values.T], axis=1)
     free = len(values) - len(counts)
     return ((values - means[index]) ** 2).sum(axis=0) / free if free else np.full(values.shape[1], np.nan)
-
-
-def bootstrap_error(statistic: Callable[[np.ndarray], float], count: int, resamples: int = 50, seed: int = 0) -> float:
-    """Standard error of a statistic of a set under resampling of its members with replacement.
-
-    Args:
-        statistic: From the chosen indices, shape `(count,)`, to a number.
-        count: Members of the set.
-        resamples: Number of resampled sets.
-    """
-    random = numpy_generator(seed, "bootstrap")
-    return float(np.std([statistic(random.integers(count, size=count)) for _ in range(resamples)], ddof=1))
 
 
 def image_features(images: torch.Tensor) -> torch.Tensor:
