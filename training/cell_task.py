@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
-from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.data.pairs import PairSource
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.paths import PathSample, draw_times
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, score_partly
@@ -32,7 +32,7 @@ class CellTask:
 
     def __init__(
         self,
-        pairs: ControlTreatedPairs,
+        pairs: PairSource,
         conditions: torch.Tensor,
         suite: RewardSuite,
         scheduler: CellFluxFlowMatchScheduler,

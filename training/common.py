@@ -17,7 +17,7 @@ from accelerate.utils import set_seed
 
 from cellfluxrl.data.builders.bbbc021 import BBBC021
 from cellfluxrl.data.builders.simulated_cells import SimulatedCells
-from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.data.pairs import PairSource
 from cellfluxrl.data.schema import image_shape
 from cellfluxrl.data.splits import resplit
 from cellfluxrl.errors import unknown_name
@@ -104,7 +104,7 @@ def encoder_of(cells: datasets.DatasetDict, log_dose: bool = False) -> CompoundE
     return encoder_for(compounds, log_dose)
 
 
-def conditions_of(encoder: CompoundEncoder, pairs: ControlTreatedPairs) -> torch.Tensor:
+def conditions_of(encoder: CompoundEncoder, pairs: PairSource) -> torch.Tensor:
     """The condition of each row of `pairs.conditions`, with its dose if the encoder takes it: (K, D), on the CPU."""
     doses = pairs.conditions["concentration"].tolist() if encoder.config.log_dose else None
     return encoder.encode(pairs.conditions["compound"].tolist(), concentrations=doses).cpu()
