@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.data.pairs import PairSource
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.paths import PathSample, draw_times
 from cellfluxrl.rewards.context import Context
@@ -34,7 +34,7 @@ class CellTask:
 
     def __init__(
         self,
-        pairs: ControlTreatedPairs,
+        pairs: PairSource,
         conditions: torch.Tensor,
         suite: RewardSuite,
         scheduler: CellFluxFlowMatchScheduler,

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from cellfluxrl.data import loading
-from cellfluxrl.data.pairs import ControlTreatedPairs
+from cellfluxrl.data.pairs import PairSource
 from cellfluxrl.files import write_whole
 from cellfluxrl.models.compound_encoder import CompoundEncoder, encoder_for
 from cellfluxrl.training.options import SharedArguments
@@ -47,7 +47,7 @@ def encoder_of(cells: datasets.DatasetDict, log_dose: bool = False) -> CompoundE
     return encoder_for(compounds, log_dose)
 
 
-def conditions_of(encoder: CompoundEncoder, pairs: ControlTreatedPairs) -> torch.Tensor:
+def conditions_of(encoder: CompoundEncoder, pairs: PairSource) -> torch.Tensor:
     """The condition of each row of `pairs.conditions`, with its dose if the encoder takes it: (K, D), on the CPU."""
     doses = pairs.conditions["concentration"].tolist() if encoder.config.log_dose else None
     return encoder.encode(pairs.conditions["compound"].tolist(), concentrations=doses).cpu()

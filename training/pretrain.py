@@ -180,34 +180,12 @@ class Pretrainer:
         self.done = state["step"]
 
 
-def train(
-    args: PretrainArguments, accelerator: Accelerator, cells: datasets.DatasetDict | None = None
-) -> CellFluxPipeline:
-    """Run the pretraining and return the pipeline that was saved to `args.output_dir`."""
-    # 1. Data, network, scheduler
-    cells = cells or load_cells(args)
-    with accelerator.local_main_process_first():  # it decodes the images, the others find them
-        pairs = ControlTreatedPairs(cells["train"])
-    torch.manual_seed(args.seed)
-    unet, encoder = build_model(args, pairs.channel_names, cells)
-    conditions = conditions_of(encoder, pairs)
-    scheduler = CellFluxFlowMatchScheduler(
-        solver=args.solver,
-        time_grid=args.time_grid,
-        source_noise=args.source_noise,
-        source_noise_scale=args.source_noise_scale,
-        source_noise_detail=args.source_noise_detail,
-    )
+def run(args: PretrainArguments, accelerator: Accelerator, trainer: Pretrainer, log: Log) -> None:
+    """Take the steps that are left.
 
-    # 2. Trainer; resume
-    trainer = Pretrainer(unet, pairs, conditions, scheduler, args, accelerator)
-    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-    if checkpoint:
-        trainer.load_state(*load_checkpoint(checkpoint))
-        accelerator.print(f"resumed from {checkpoint}")
-
-    # 3. Loop
-    log = Log(accelerator, args.output_dir, trainer.done)
+    Raises:
+        FloatingPointError: If the loss is not finite.
+    """
     progress = tqdm(
         total=args.max_train_steps,
         initial=trainer.done,
@@ -235,6 +213,37 @@ def train(
                 keep=args.checkpoints_total_limit,
             )
     progress.close()
+
+
+def train(
+    args: PretrainArguments, accelerator: Accelerator, cells: datasets.DatasetDict | None = None
+) -> CellFluxPipeline:
+    """Run the pretraining and return the pipeline that was saved to `args.output_dir`."""
+    # 1. Data, network, scheduler
+    cells = cells or load_cells(args)
+    with accelerator.local_main_process_first():  # it decodes the images, the others find them
+        pairs = ControlTreatedPairs(cells["train"])
+    torch.manual_seed(args.seed)
+    unet, encoder = build_model(args, pairs.channel_names, cells)
+    conditions = conditions_of(encoder, pairs)
+    scheduler = CellFluxFlowMatchScheduler(
+        solver=args.solver,
+        time_grid=args.time_grid,
+        source_noise=args.source_noise,
+        source_noise_scale=args.source_noise_scale,
+        source_noise_detail=args.source_noise_detail,
+    )
+
+    # 2. Trainer; resume
+    trainer = Pretrainer(unet, pairs, conditions, scheduler, args, accelerator)
+    checkpoint = find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+    if checkpoint:
+        trainer.load_state(*load_checkpoint(checkpoint))
+        accelerator.print(f"resumed from {checkpoint}")
+
+    # 3. Steps
+    log = Log(accelerator, args.output_dir, trainer.done)
+    run(args, accelerator, trainer, log)
     accelerator.wait_for_everyone()
 
     # 4. Measure how much the compound is used, and save the averaged weights as a pipeline

@@ -43,7 +43,7 @@ def save_sample_grid(
         ... # doctest: +SKIP
         >>> save_sample_grid(model, scheduler, controls, conditions, noise, "samples/000050.png")  # doctest: +SKIP
     """
-    noise = noise[None] if noise.ndim == 4 else noise
+    noise = noise[None] if noise.ndim == controls.ndim else noise
     if noise.shape[1:] != controls.shape:
         raise ValueError(f"noise must be of shape {tuple(controls.shape)} a row, got {tuple(noise.shape[1:])}")
     device = next(model.parameters()).device

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import torch
 
-from cellfluxrl.data.images import images_to_tensor
 from cellfluxrl.rewards.partial import PartlyMeasured, measure_finite, scaled_statistics, score_partly
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.rl.monitor import Moments, Monitor, moments, squared_deviations
@@ -35,10 +34,9 @@ def real_moments(task: CellTask, suite: RewardSuite) -> dict[str, Moments]:
     for k, name in enumerate(names):
         own = (of_cell == k).nonzero()[:, 0]
         own = own[torch.randperm(len(own), generator=generator)[:REAL_CELLS]]
-        images = images_to_tensor(pairs.images[pairs.treated_rows[own]])
         label = pairs.treated_condition[own]
         control = pairs.draw_controls(label, seeded_generator(task.args.seed, "controls of real cells", k))
-        seen = measure_finite(suite, images, [name] * len(own), task.context_of(label, control))
+        seen = measure_finite(suite, pairs.targets(own), [name] * len(own), task.context_of(label, control))
         for reward, values in score_partly(suite, seen, [name] * len(own)).items():
             rewards.setdefault(reward, []).append(values.cpu())
         labels.append(torch.full((len(own),), k))

@@ -268,6 +268,11 @@ def test_without_augmentation_images_are_as_stored(simulated_cells, generator):
         assert {((i + 1) * 127.5).round().byte().numpy().tobytes() for i in images} <= stored
 
 
+def test_targets_are_the_treated_cells_as_they_are(pairs):
+    assert rows_of(pairs.targets(torch.tensor([3, 0]))) == pairs.treated_rows[[3, 0]].tolist()
+    assert rows_of(pairs.targets(torch.arange(len(pairs)))) == pairs.treated_rows.tolist()
+
+
 def test_a_subset_of_a_data_set_keeps_images_and_labels_together():
     cells = [("P", "train", c) for c in ("taxol", "DMSO", "nocodazole", "DMSO", "taxol")]
     pairs = ControlTreatedPairs(dataset_of(cells).select([4, 3, 2]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import datasets
 import numpy as np
@@ -62,11 +63,12 @@ def vary_brightness(
 
 @dataclass(frozen=True)
 class PairBatch:
-    """
+    """N pairs.
+
     Args:
-        control: `(N, C, H, W)`; control cells in [-1, 1].
-        treated: `(N, C, H, W)`; a treated cell of the same plate and split for each.
-        condition: `(N,)`; row of `ControlTreatedPairs.conditions` of each pair.
+        control: `(N, ...)`; control samples, of images in [-1, 1].
+        treated: `(N, ...)`; a treated sample of the same plate and split for each.
+        condition: `(N,)`; row of `PairSource.conditions` of each pair.
     """
 
     control: torch.Tensor
@@ -74,10 +76,38 @@ class PairBatch:
     condition: torch.Tensor
 
 
+class PairSource(Protocol):
+    """What a flow is post-trained from: controls, targets and their conditions, of any rank `(N, ...)`.
+
+    Attributes:
+        conditions: A table with one row for each condition: what was done to the targets, and where.
+        treated_condition: `(M,)`; row of each target's condition in `conditions`.
+    """
+
+    conditions: pd.DataFrame
+    treated_condition: torch.Tensor
+
+    def draw(self, batch_size: int, generator: torch.Generator, augment: bool = True) -> PairBatch:
+        """Draw targets at random, and a control for each, as [`draw_controls`] does."""
+        ...
+
+    def draw_conditions(self, num_groups: int, generator: torch.Generator) -> torch.Tensor:
+        """Draw conditions, as often as they have targets; `(num_groups,)`."""
+        ...
+
+    def draw_controls(self, condition: torch.Tensor, generator: torch.Generator, augment: bool = True) -> torch.Tensor:
+        """Draw a control for each condition, `(N,)`, independently of all else; `(N, ...)`."""
+        ...
+
+    def targets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Some of the M targets, as they are; `(N, ...)`."""
+        ...
+
+
 class ControlTreatedPairs:
     """Pairs of a treated cell and a random control cell of the same plate and split (independent coupling).
 
-    [`draw`] draws pairs with replacement; [`epoch_batches`] goes through the treated cells.
+    A [`PairSource`]. [`draw`] draws pairs with replacement; [`epoch_batches`] goes through the treated cells.
 
     Args:
         dataset: Rows of the cell schema ([`cell_features`]); the controls are the rows with `is_control`.
@@ -141,6 +171,10 @@ class ControlTreatedPairs:
     def draw_conditions(self, num_groups: int, generator: torch.Generator) -> torch.Tensor:
         """Draw `num_groups` conditions, as often as they have treated cells."""
         return self.treated_condition[torch.randint(len(self), (num_groups,), generator=generator)]
+
+    def targets(self, rows: torch.Tensor) -> torch.Tensor:
+        """Some of the treated cells, `(N, C, H, W)` in [-1, 1]."""
+        return self._read(self.treated_rows[rows], None)
 
     def steps_per_epoch(self, batch_size: int, world_size: int = 1) -> int:
         """Number of batches that each process gets from [`epoch_batches`]."""

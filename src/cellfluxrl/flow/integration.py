@@ -21,7 +21,7 @@ class Scheduler(Protocol):
         ...
 
     def step(self, model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, *, return_dict: bool) -> Any:
-        """The next sample and, unless it is a scheduler of diffusers, the target that the velocity points at."""
+        """The next sample and, from schedulers that know it, the target that the velocity points at."""
         ...
 
 
@@ -31,8 +31,7 @@ class FlowState:
 
     Args:
         sample: `(N, ...)`; x at the end of what was evaluated. Whoever changes it lets the integration continue there.
-        target: `(N, ...)`; where the last velocity points at t = 1; `None` before the first, and if the
-            scheduler does not say.
+        target: `(N, ...)`; where the last velocity points at t = 1, if the scheduler says it.
     """
 
     sample: torch.Tensor
@@ -60,8 +59,8 @@ def integration_steps(
     state = FlowState(sample)
     for t in scheduler.timesteps if timesteps is None else timesteps:
         model_output = velocity(state.sample, t)
-        stepped = scheduler.step(model_output, t, state.sample, return_dict=False)
-        state.sample, state.target = stepped[0], stepped[1] if len(stepped) > 1 else None
+        state.sample, *rest = scheduler.step(model_output, t, state.sample, return_dict=False)
+        state.target = rest[0] if rest else None
         yield state
 
 
