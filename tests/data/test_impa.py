@@ -339,6 +339,11 @@ def _huge(path: Path) -> None:
         file.write(b"\0" * 100)
 
 
+def _archive(path: Path) -> None:
+    with path.open("wb") as file:
+        np.savez(file, a=np.zeros((96, 96, 3), np.uint8))
+
+
 DAMAGES = {
     "missing": (Path.unlink, "No such file"),
     "truncated": (lambda path: path.write_bytes(path.read_bytes()[:9000]), ""),
@@ -350,7 +355,7 @@ DAMAGES = {
     "float": (lambda path: np.save(path, np.zeros((96, 96, 3), np.float32)), "float32"),
     "signed": (lambda path: np.save(path, np.zeros((96, 96, 3), np.int8)), "int8"),
     "claims to be huge": (_huge, ""),
-    "archive": (lambda path: np.savez(path.open("wb"), a=np.zeros((96, 96, 3), np.uint8)), "several arrays"),
+    "archive": (_archive, "several arrays"),
 }
 
 

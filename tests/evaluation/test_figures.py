@@ -121,7 +121,8 @@ def test_more_training_curves_make_a_larger_picture(tmp_path):
     sizes = []
     for keys in (["kl"], ["kl", "reward/combined"], ["kl"] * 4):
         training_curves(tmp_path / "curves.png", {"RL": LOG}, keys=keys)
-        sizes.append(Image.open(tmp_path / "curves.png").size)
+        with Image.open(tmp_path / "curves.png") as picture:
+            sizes.append(picture.size)
     (one, height), two, four = sizes
     assert two == (2 * one, height)
     assert four == (3 * one, 2 * height)
@@ -130,7 +131,8 @@ def test_more_training_curves_make_a_larger_picture(tmp_path):
 def test_runs_that_log_different_values_share_a_picture(tmp_path):
     pretraining = [{"step": 1, "loss": 0.3}, {"step": 2, "swapped_cosine": 0.9}]
     training_curves(tmp_path / "curves.png", {"RL": LOG, "base": pretraining}, keys=["loss", "kl"])
-    assert Image.open(tmp_path / "curves.png").format == "PNG"
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.format == "PNG"
 
 
 def test_a_key_that_nobody_logged_is_named(tmp_path):

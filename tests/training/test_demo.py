@@ -60,7 +60,8 @@ def test_demo_ends_with_table_pictures_report_and_pipeline(demo: Path) -> None:
         assert {"moa", "containment", "combined", "judge", "frechet", "spread"} <= set(row)
         assert all(len(cell) == 2 and cell[1] >= 0 for cell in row.values())
     for name in ("grid.png", "grid_outlines.png", "best_of_n.png", "training.png"):
-        assert min(Image.open(demo / "runs/demo" / name).size) > 200
+        with Image.open(demo / "runs/demo" / name) as picture:
+            assert min(picture.size) > 200
     html = (demo / "runs/demo/report.html").read_text()
     assert html.count("data:image/png;base64,") == 4
     assert "real treated" in html
