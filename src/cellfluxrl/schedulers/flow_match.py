@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
-from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation, straight_before
+from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, Evaluation, straight_before
 
 SOURCE_NOISES = ("white", "band_limited")
 PREDICTION_TYPES = ("velocity", "target")
@@ -109,7 +109,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         source_noise_detail: float = 0.0,
     ):
         for kind, name, allowed in (
-            ("solver", solver, SOLVERS),
+            ("solver", solver, (*RUNGE_KUTTA, *MULTISTEP)),
             ("time_grid", time_grid, TIME_GRIDS),
             ("prediction_type", prediction_type, PREDICTION_TYPES),
             ("source_noise", source_noise, SOURCE_NOISES),
