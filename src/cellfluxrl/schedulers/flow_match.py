@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from cellfluxrl.configuration import ConfigMixin, register_to_config
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
 from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, Evaluation, straight_before
