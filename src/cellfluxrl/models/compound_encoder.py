@@ -141,10 +141,9 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         log_dose: bool = False,
     ):
         super().__init__()
-        if compounds is None:
-            compounds = known_compounds().to_dict(orient="index")
+        table = known_compounds().to_dict(orient="index") if compounds is None else compounds
         # JSON is written with sorted keys: any other order would part the names from their rows on loading.
-        compounds = dict(sorted(compounds.items()))
+        compounds = dict(sorted(table.items()))
         self.register_to_config(compounds=compounds)
         self._rows = {name: row for row, name in enumerate(compounds)}
         self.register_buffer("fingerprints", torch.zeros(len(compounds), num_bits))
