@@ -16,7 +16,7 @@ from cellfluxrl.commands import cli
 from cellfluxrl.data.compounds import CONTROL, MOAS
 from cellfluxrl.training.demo import SHIPPED_BASE
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 DOCS = REPOSITORY / "docs"
 NOTEBOOK = DOCS / "quickstart.ipynb"
 GENERATED = {"index.md", "changelog.md", "quickstart.md"}  # by docs/site_hooks.py

@@ -17,7 +17,7 @@ from cellfluxrl.app import simulation
 from cellfluxrl.commands import app as command
 from cellfluxrl.commands import cli
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs/app.md"
 SPACE = REPOSITORY / "src/cellfluxrl/app/space"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)

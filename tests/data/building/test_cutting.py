@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from data.tiny_plates import CROP, DIAMETER, SHAPE, tiny_fields
+from tiny_plates import CROP, DIAMETER, SHAPE, tiny_fields
 
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_field, cut_plate
 from cellfluxrl.data.building.processes import process_map

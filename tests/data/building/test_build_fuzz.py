@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import tifffile
-from data.tiny_plates import SETTINGS, archive_path, tiff, write_tiny_plates
+from tiny_plates import SETTINGS, archive_path, tiff, write_tiny_plates
 
 from cellfluxrl.data.building import archives, build
 from cellfluxrl.data.building.build import build_dataset

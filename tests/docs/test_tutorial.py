@@ -10,7 +10,7 @@ from accelerate.state import AcceleratorState
 
 from cellfluxrl.commands import cli
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/tutorial.md").read_text()
 BLOCKS = [(kind, block.replace("\\\n", " ")) for kind, block in re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)]
 COMMANDS = [shlex.split(line) for language, block in BLOCKS if language == "bash" for line in block.splitlines()]

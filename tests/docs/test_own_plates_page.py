@@ -15,7 +15,7 @@ from cellfluxrl.data.building.sources.folder import OPTIONAL, REQUIRED, PlateFol
 from cellfluxrl.data.info import count_cells
 from cellfluxrl.data.schema import channel_names_of
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = REPOSITORY / "docs/own_plates.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
 SMALL = ["--cpu", "--preset", "tiny", "--train_batch_size", "4", "--max_train_steps", "2"]

@@ -13,12 +13,12 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import tifffile
-from data.synthetic_plate import CHANNEL_COLUMNS, published_rows, write_plate, write_tables
-from data.tiny_plates import CROP, OPTIONS, SETTINGS, archive_path, rewrite, tiff, write_tiny_plates
 from datasets import load_dataset
 from file_server import FileServer
 from filelock import FileLock
 from scipy.spatial import cKDTree
+from synthetic_plate import CHANNEL_COLUMNS, published_rows, write_plate, write_tables
+from tiny_plates import CROP, OPTIONS, SETTINGS, archive_path, rewrite, tiff, write_tiny_plates
 
 from cellfluxrl import BBBC021
 from cellfluxrl.commands.cli import main

@@ -15,7 +15,7 @@ from cellfluxrl.data.images import to_pil
 from cellfluxrl.rewards.terms import REWARD_NAMES
 
 ROWS = re.findall(
-    r"^\| (`.*?) \| (.*) \|$", (Path(__file__).parents[1] / "docs/cli.md").read_text().split("## For")[1], re.MULTILINE
+    r"^\| (`.*?) \| (.*) \|$", (Path(__file__).parents[2] / "docs/cli.md").read_text().split("## For")[1], re.MULTILINE
 )
 KEYS = {
     command: set(re.findall(r"`([\w.]+)`", re.sub(r"\([^)]*\)", "", keys))) - {"results.json", "metrics.json"}

@@ -13,7 +13,7 @@ import pytest
 from example_results import example_results
 from hub_server import READER, HubServer, HubUser
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs/publishing.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE, re.DOTALL)
 ROWS = re.findall(r"^\| (`.*?`) \|", PAGE.partition("## What can go wrong")[2], re.MULTILINE)

@@ -15,7 +15,7 @@ from cellfluxrl import __version__
 from cellfluxrl.commands import cli
 from cellfluxrl.commands.completion import actions_of
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 HEAVY = ("torch", "diffusers", "datasets", "pandas", "scipy")
 
 

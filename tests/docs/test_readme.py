@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from data.synthetic_plate import published_rows, write_plate, write_tables
 from file_server import FileServer
 from hub_server import HubServer
+from synthetic_plate import published_rows, write_plate, write_tables
 
 from cellfluxrl.commands import cli
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 README = (REPOSITORY / "README.md").read_text()
 SMALL = ["--cpu", "--image_size", "24", "--simulated_cells_per_moa", "12", "--max_train_steps", "2"]
 SMALLER = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from data.tiny_plates import OPTIONS, write_tiny_plates
+from tiny_plates import OPTIONS, write_tiny_plates
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import tifffile
-from data.synthetic_plate import CHANNEL_COLUMNS, published_rows, write_tables
+from synthetic_plate import CHANNEL_COLUMNS, published_rows, write_tables
 
 SHAPE = (64, 80)
 DIAMETER, CROP = 10, 24

@@ -16,7 +16,7 @@ from cellfluxrl.rewards.segmentation.measurements import STATISTICS, measure, ob
 from cellfluxrl.rewards.segmentation.watershed import WatershedSegmenter
 
 ROWS, COLUMNS = np.mgrid[:48, :48]
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 
 
 def measured(images):
