@@ -24,9 +24,11 @@ test: $(VENV)/.installed  ## the tests, without the slow ones
 test-slow: $(VENV)/.installed  ## the slow tests: training scripts as real processes
 	OMP_NUM_THREADS=1 $(RUN)/python -m pytest -m slow -n 2 --dist loadfile
 
-lint: $(VENV)/.installed  ## format and lint checks
+lint: $(VENV)/.installed  ## format, lint, the order of imports, types
 	$(RUN)/ruff format --check .
 	$(RUN)/ruff check .
+	$(RUN)/lint-imports --no-logo --no-cache
+	$(RUN)/pyright --pythonpath $(RUN)/python
 
 $(VENV)/.docs: $(VENV)/.installed
 	$(RUN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'

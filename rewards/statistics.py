@@ -56,6 +56,9 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
     count = torch.bincount(index, minlength=num_moas)
     if len(values) == 0 or int(count.max()) < 2:
         raise ValueError(f"no MoA has two images with everything to measure, of {len(whole)}: no spread can be fitted")
+    if values.shape[1] == 0:  # of rewards that have a score and no statistic
+        nothing = torch.zeros(num_moas, 0)
+        return Statistics(nothing, nothing, torch.zeros(num_moas, REFERENCE_SIZE, 0), count)
 
     if values.shape[1] == 0:
         nothing = torch.zeros(num_moas, 0)

@@ -12,9 +12,9 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
+from cellfluxrl.configuration import ConfigMixin, register_to_config
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images, to_unit
 from cellfluxrl.data.schema import channel_names_of

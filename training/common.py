@@ -68,7 +68,7 @@ def make_accelerator(args: SharedArguments, tensorboard: bool = False) -> Accele
     accelerator = Accelerator(
         cpu=cpu,
         mixed_precision=args.mixed_precision,
-        log_with=list(dict.fromkeys(trackers)),
+        log_with=list(dict.fromkeys(trackers)) or None,
         project_dir=args.output_dir,
     )
     _check_process_count(accelerator.num_processes)

@@ -33,9 +33,23 @@ _PUBLIC = {
     "SimulatedCells": "cellfluxrl.data.builders.simulated_cells",
 }
 
-__all__ = sorted([*_PUBLIC, "__version__"])
+__all__ = [
+    "BBBC021",
+    "CellFluxFlowMatchScheduler",
+    "CellFluxPipeline",
+    "CellFluxRLPipeline",
+    "CellFluxUNet2DModel",
+    "CompoundEncoder",
+    "ControlTreatedPairs",
+    "MoAClassifier",
+    "Reward",
+    "RewardSuite",
+    "SimulatedCells",
+    "__version__",
+]
 
-__getattr__, _ = lazy_names(__name__, _PUBLIC)
+if not TYPE_CHECKING:  # to a type checker, a module with `__getattr__` has every name
+    __getattr__, _ = lazy_names(__name__, _PUBLIC)
 
 
 def __dir__() -> list[str]:

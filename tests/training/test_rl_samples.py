@@ -40,7 +40,8 @@ def test_there_is_a_row_of_controls_and_one_for_each_row_of_noise(inputs, tmp_pa
     height = 3 * 16 + 3  # pixels of a row: enlarged three times, and a separator
     assert two.height == 3 * height + 3
     assert one.height == 2 * height + 3
-    assert Image.open(tmp_path / "two.png").size == two.size
+    with Image.open(tmp_path / "two.png") as saved:
+        assert saved.size == two.size
 
 
 @pytest.mark.parametrize("changed", ["noise", "conditions", "controls"])

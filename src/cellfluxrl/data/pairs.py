@@ -126,6 +126,7 @@ class ControlTreatedPairs:
         self.channel_names = channel_names_of(dataset)
         keys = ["plate", "split", "compound", "concentration", "moa"]
         table = dataset.select_columns([*keys, "is_control"]).to_pandas()
+        assert isinstance(table, pd.DataFrame)  # without `batched` no iterator
         treated = table[~table["is_control"]]
         if treated.empty:
             raise ValueError(f"none of the {len(table)} cells is treated: there is nothing to pair controls with")

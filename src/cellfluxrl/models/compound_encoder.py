@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
+from cellfluxrl.configuration import ConfigMixin, register_to_config
 from cellfluxrl.data.compounds import CONTROL, known_compounds, morgan_counts
 from cellfluxrl.errors import unknown_name
 
@@ -46,10 +46,9 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         log_dose: bool = False,
     ):
         super().__init__()
-        if compounds is None:
-            compounds = known_compounds().to_dict(orient="index")
+        table = known_compounds().to_dict(orient="index") if compounds is None else compounds
         # JSON is written with sorted keys: any other order would part the names from their rows on loading.
-        compounds = dict(sorted(compounds.items()))
+        compounds = dict(sorted(table.items()))
         self.register_to_config(compounds=compounds)
         self._rows = {name: row for row, name in enumerate(compounds)}
         self.register_buffer("fingerprints", torch.zeros(len(compounds), num_bits))
@@ -93,7 +92,8 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
                 or for concentrations that are missing, not wanted, negative, not finite, or above 0 but not above
                 `NO_DOSE`.
         """
-        if (compounds is None) == (smiles is None):
+        given = smiles if compounds is None else compounds
+        if given is None or (compounds is not None and smiles is not None):
             raise ValueError("give either compound names or SMILES")
         if self.config.log_dose != (concentrations is not None):
             need = "needs concentrations" if self.config.log_dose else "takes no concentrations"
@@ -101,11 +101,11 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         if compounds is not None:
             conditions = self.fingerprints[[self._row(name) for name in compounds]]
         else:
-            counts = [morgan_counts(s, self.config.radius, self.config.num_bits) for s in smiles]
+            counts = [morgan_counts(s, self.config.radius, self.config.num_bits) for s in given]
             conditions = torch.from_numpy(np.stack(counts)).to(self.fingerprints)
         if concentrations is None:
             return conditions
-        doses = _log_doses(concentrations, compounds if compounds is not None else smiles)
+        doses = _log_doses(concentrations, given)
         return torch.cat([conditions, torch.from_numpy(doses).to(conditions)[:, None]], dim=1)
 
     def moa(self, compound: str) -> str | None:

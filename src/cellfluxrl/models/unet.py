@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
+from cellfluxrl.configuration import ConfigMixin, register_to_config
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.paths import PREDICTION_TYPES
 from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
-from diffusers.utils import BaseOutput
+from diffusers.utils.outputs import BaseOutput
 
+from cellfluxrl.configuration import ConfigMixin, register_to_config
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.noise import SOURCE_NOISES, sample_source_noise
 from cellfluxrl.flow.paths import PREDICTION_TYPES
 from cellfluxrl.schedulers.grids import TIME_GRIDS, as_grid, make_grid
-from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, SOLVERS, Evaluation, straight_before
+from cellfluxrl.schedulers.solvers import MULTISTEP, RUNGE_KUTTA, Evaluation, straight_before
 
 
 @dataclass
@@ -86,7 +86,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         source_noise_detail: float = 0.0,
     ):
         for kind, name, allowed in (
-            ("solver", solver, SOLVERS),
+            ("solver", solver, (*RUNGE_KUTTA, *MULTISTEP)),
             ("time_grid", time_grid, TIME_GRIDS),
             ("prediction_type", prediction_type, PREDICTION_TYPES),
             ("source_noise", source_noise, SOURCE_NOISES),

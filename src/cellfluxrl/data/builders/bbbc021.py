@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pandas as pd
+from pandas.util import hash_pandas_object
 
 from cellfluxrl.data.builders.cell_builder import CellBuilder, CellBuilderConfig
 from cellfluxrl.data.building.sources import SOURCES, make_source
@@ -45,7 +45,7 @@ class BBBC021Config(CellBuilderConfig):
         if self.name == "bbbc021":
             # Its archives arrive while it works, and are then checked against their SHA-256.
             fields = self.make_source().fields
-            return hashlib.sha256(pd.util.hash_pandas_object(fields, index=False).to_numpy()).hexdigest()
+            return hashlib.sha256(hash_pandas_object(fields, index=False).to_numpy()).hexdigest()
         files = sorted(Path(self.data_dir).glob("*.*")) if self.data_dir else []
         files += [Path(self.table)] if self.table else []
         return [(f.name, f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
@@ -72,6 +72,7 @@ class BBBC021(CellBuilder):
         >>> train = builder.as_dataset(split="train")                                 # doctest: +SKIP
     """
 
+    config: BBBC021Config
     BUILDER_CONFIG_CLASS = BBBC021Config
     BUILDER_CONFIGS = [BBBC021Config(name=name, version=datasets.Version("1.1.0")) for name in SOURCES]
     DEFAULT_CONFIG_NAME = "bbbc021"

@@ -32,6 +32,8 @@ class CellBuilderConfig(datasets.BuilderConfig):
 class CellBuilder(datasets.GeneratorBasedBuilder):
     """A builder whose rows come from a [`Source`], which subclasses make from `self.config`."""
 
+    config: CellBuilderConfig
+
     @abstractmethod
     def make_source(self) -> Source: ...
 
@@ -51,8 +53,8 @@ class CellBuilder(datasets.GeneratorBasedBuilder):
         splits = row_splitter(fields, self.config.split, self.config.held_out)(fields)
         return [
             datasets.SplitGenerator(
-                name=split,
-                gen_kwargs={"plates": sorted(fields["plate"][splits == split].unique()), "split": str(split)},
+                name=str(split),
+                gen_kwargs={"plates": sorted(fields.loc[splits == split, "plate"].unique()), "split": str(split)},
             )
             for split in (datasets.Split.TRAIN, datasets.Split.TEST)
             if (splits == split).any()

@@ -30,6 +30,7 @@ class SimulatedCells(CellBuilder):
         >>> builder.as_dataset(split="train")[0]["moa"]                          # doctest: +SKIP
     """
 
+    config: SimulatedCellsConfig
     BUILDER_CONFIG_CLASS = SimulatedCellsConfig
     BUILDER_CONFIGS = [SimulatedCellsConfig(name="default", version=datasets.Version("1.1.0"))]
     DEFAULT_CONFIG_NAME = "default"
