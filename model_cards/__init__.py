@@ -1,0 +1,1 @@
+"""Templates of the cards of models, suites and data sets."""

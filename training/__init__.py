@@ -1,0 +1,1 @@
+"""The training scripts, the demo and their options."""

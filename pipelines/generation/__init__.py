@@ -1,0 +1,1 @@
+"""Generating treated cells in bulk: controls, treatments, files that resume, their table."""

@@ -1,0 +1,1 @@
+"""Cells: their schema, reading, pairing and describing data sets of them."""

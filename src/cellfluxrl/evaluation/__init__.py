@@ -1,0 +1,1 @@
+"""Generated against real cells, on evidence that was never optimised."""

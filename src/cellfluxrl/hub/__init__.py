@@ -1,0 +1,1 @@
+"""Loading from and publishing on the Hugging Face Hub, whatever is published."""

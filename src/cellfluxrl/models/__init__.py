@@ -1,0 +1,1 @@
+"""The velocity network, the encoder of compounds and the classifier of mechanisms."""

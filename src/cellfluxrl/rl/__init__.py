@@ -1,0 +1,1 @@
+"""Post-training: rollouts, advantages, objectives, the trainer; it sees tensors and no images."""

@@ -1,0 +1,1 @@
+"""Data sets of cells as builders of the `datasets` library."""

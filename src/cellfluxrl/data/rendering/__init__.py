@@ -1,0 +1,1 @@
+"""The steps in which the simulator draws a cell."""

@@ -1,0 +1,1 @@
+"""What is compared between sets of cells: networks and a morphology panel."""

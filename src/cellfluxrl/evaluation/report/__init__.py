@@ -1,0 +1,1 @@
+"""The report of an evaluation: sections, figures, HTML, text."""

@@ -1,0 +1,1 @@
+"""Distances, intervals and tests between sets of cells; they see arrays and no images."""
