@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -61,7 +61,7 @@ def measure_finite(
     suite.check_batch(images, moa, context=context)
     whole, rows = PartlyMeasured.nothing(suite, len(images)), finite_rows(images)
     if len(rows):
-        names = [moa[i] for i in rows.tolist()]
+        names = [moa[int(i)] for i in rows]
         measured = suite.measure_batches(images[rows.to(images.device)], names, len(rows), context.take(rows))
         whole.put(rows, PartlyMeasured.all_of(measured))
     return whole
@@ -73,6 +73,7 @@ def score_partly(
     moa: Sequence[str],
     form: str = "deviation",
     groups: torch.Tensor | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> dict[str, torch.Tensor]:
     """The scores of images that were measured before: what `suite(images, moa, form, groups)` would have given.
 
@@ -80,6 +81,7 @@ def score_partly(
         suite: The one that they were measured for.
         seen: Of N images.
         moa, form, groups: As in [`RewardSuite.forward`].
+        weights: As in [`RewardSuite.score`].
 
     Returns:
         Each reward and `"combined"`, of shape `(N,)`; NaN for images that failed, which their groups are scored
@@ -91,7 +93,7 @@ def score_partly(
     if len(rows):
         measured = seen.measured.map(lambda column: column.cpu()[rows].to(suite.device))
         groups = None if groups is None else groups.cpu()[rows]
-        scores = suite.score(measured, [moa[i] for i in rows.tolist()], form, groups)
+        scores = suite.score(measured, [moa[int(i)] for i in rows], form, groups, weights)
         for name, score in scores.items():
             result[name][rows.to(suite.device)] = score
     return result
