@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -66,9 +67,9 @@ def score_violins(table: pd.DataFrame, suite: RewardSuite, path: str | Path) -> 
         panel.set_visible(False)
     shown = [styled(panel) for panel in axes.flat[: len(names)]]
     reach = 0.0
+    titles = {reward.name: reward.title for reward in suite.rewards}
     for k, (name, panel) in enumerate(zip(names, shown, strict=True)):
-        title = "moa (log-odds)" if name == "moa" else name.replace("_", " ")
-        panel.set_title(title, fontsize=10, color=TEXT_COLOR)
+        panel.set_title(titles[name], fontsize=10, color=TEXT_COLOR)
         for place, moa in enumerate(moas):
             real = suite.reference[suite.moas.index(moa), :, k].cpu().numpy()
             scored = table.loc[table["moa"] == moa, f"z_{name}"].to_numpy()[:DRAWN]
@@ -171,10 +172,10 @@ def _draw_scores(
     names: Sequence[str],
     worst: str | None,
     place: tuple[int, int, int],
-    fonts: Sequence[ImageFont.FreeTypeFont],
+    fonts: Sequence[Any],
 ) -> None:
     left, top, width = place
-    lines = [("combined", row["combined"], GRID_TEXT, fonts[0])]
+    lines: list[tuple[str, Any, tuple[int, int, int], Any]] = [("combined", row["combined"], GRID_TEXT, fonts[0])]
     for name in names:
         color = WORST_COLOR if name == worst else FAINT
         lines.append((name.replace("_", " "), row[f"reward_{name}"], color, fonts[1]))

@@ -61,7 +61,7 @@ def measure_finite(
     suite.check_batch(images, moa, context=context)
     whole, rows = PartlyMeasured.nothing(suite, len(images)), finite_rows(images)
     if len(rows):
-        names = [moa[i] for i in rows.tolist()]
+        names = [moa[int(i)] for i in rows]
         measured = suite.measure_batches(images[rows.to(images.device)], names, len(rows), context.take(rows))
         whole.put(rows, PartlyMeasured.all_of(measured))
     return whole
@@ -93,7 +93,7 @@ def score_partly(
     if len(rows):
         measured = seen.measured.map(lambda column: column.cpu()[rows].to(suite.device))
         groups = None if groups is None else groups.cpu()[rows]
-        scores = suite.score(measured, [moa[i] for i in rows.tolist()], form, groups, weights)
+        scores = suite.score(measured, [moa[int(i)] for i in rows], form, groups, weights)
         for name, score in scores.items():
             result[name][rows.to(suite.device)] = score
     return result

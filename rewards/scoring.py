@@ -139,7 +139,8 @@ def _table(
 
 
 def _in_model_range(image: np.ndarray) -> np.ndarray:
-    return np.float32(image) / 127.5 - 1 if image.dtype == np.uint8 else 2 * np.float32(image) - 1
+    floats = image.astype(np.float32)
+    return floats / 127.5 - 1 if image.dtype == np.uint8 else 2 * floats - 1
 
 
 def write_parquet(table: pd.DataFrame, path: str | Path) -> None:

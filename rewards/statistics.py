@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
 from cellfluxrl.seeding import seeded_generator
+
+logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 30
 REFERENCE_SIZE = 400
@@ -102,6 +106,23 @@ def _shrunk_mean(mean: torch.Tensor, within: torch.Tensor, count: torch.Tensor) 
     pooled = (trust * mean).sum(dim=0) / trust.sum(dim=0)
     shrinkage = error / (error + between).clamp(min=1e-12)
     return (1 - shrinkage) * mean + shrinkage * pooled
+
+
+def report_gaps(counts: Mapping[str, int], whole: torch.Tensor) -> None:
+    """Warn of what a suite was fitted without.
+
+    Args:
+        counts: Real images of each MoA.
+        whole: `(N,)`; whether everything could be measured in each of the images.
+    """
+    if unmeasured := int((~whole).sum()):
+        logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(whole))
+    if missing := [moa for moa, count in counts.items() if count == 0]:
+        logger.warning("nothing can be scored against MoAs without real images: %s", ", ".join(missing))
+    if few := [f"{moa} ({count})" for moa, count in counts.items() if 0 < count < FEW_IMAGES]:
+        logger.warning(
+            "MoAs with fewer than %d real images are shrunk towards the others: %s", FEW_IMAGES, ", ".join(few)
+        )
 
 
 def separability(statistics: Statistics) -> torch.Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -23,16 +21,15 @@ from cellfluxrl.hub.mixin import HubModelMixin
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.card import suite_card
+from cellfluxrl.rewards.checks import check_shape, check_size
 from cellfluxrl.rewards.context import COLUMNS, NO_CONTEXT, Context, MissingContextError, context_of_dataset
 from cellfluxrl.rewards.forms import FORMS, Groups, deviation_scores, energy_scores, standardise
 from cellfluxrl.rewards.measuring import Measured, Observer, statistic_names
 from cellfluxrl.rewards.plugins import load_named_plugins, load_plugins
 from cellfluxrl.rewards.real_range import balanced_weights, outside_real_range, score_floor
 from cellfluxrl.rewards.segmentation.protocol import Masks, Segmenter, make_segmenter
-from cellfluxrl.rewards.statistics import FEW_IMAGES, REFERENCE_SIZE, Statistics, fit_statistics, separability
+from cellfluxrl.rewards.statistics import REFERENCE_SIZE, Statistics, fit_statistics, report_gaps, separability
 from cellfluxrl.rewards.terms import Reward, find_reward, register_reward
-
-logger = logging.getLogger(__name__)
 
 
 class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
@@ -213,14 +210,14 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             plugins=list(plugins) or None,
         )
         suite.classifier.load_state_dict(classifier.state_dict())
-        suite.to(classifier.device)
+        cast(torch.nn.Module, suite).to(classifier.device)
 
         moas = list(real_dataset["moa"])
         observer = suite._observer()
         measured = observer.measure(images, moas, context_of_dataset(real_dataset, images, seed), batch_size)
         suite.register_to_config(looks_at={name: sorted(looks) for name, looks in observer.looks_at.items()})
         suite._take_over(measured, moas, seed)
-        suite._report_gaps(measured)
+        report_gaps(dict(zip(suite.moas, suite.count.tolist(), strict=True)), measured.whole)
         return suite
 
     def real_means(self, moa: Sequence[str]) -> dict[str, float]:
@@ -260,10 +257,9 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
     def _fit_statistics(self, measured: Measured, index: torch.Tensor, seed: int) -> None:
         values = measured.values.cpu()
+        features = values[:, :0] if measured.features is None else measured.features.cpu()
+        fitted = fit_statistics(torch.cat([values, features], dim=1), index, len(self.moas), seed)
         count = values.shape[1]
-        if measured.features is not None:
-            values = torch.cat([values, measured.features.cpu()], dim=1)
-        fitted = fit_statistics(values, index, len(self.moas), seed)
         self.count.copy_(fitted.count)
         for name in ("mean", "std", "reference"):
             getattr(self, name).copy_(getattr(fitted, name)[..., :count])
@@ -273,18 +269,6 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         # Of another size than before, where a custom reward looks at the classifier.
         self.feature_mean = fitted.mean[:, count:].to(self.device)
         self.feature_reference = (fitted.reference[..., count:] * std[:, None] / scale[:, None, None]).to(self.device)
-
-    def _report_gaps(self, measured: Measured) -> None:
-        unmeasured = int((~measured.whole).sum())
-        if unmeasured:
-            logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(measured))
-        counts = dict(zip(self.moas, self.count.tolist(), strict=True))
-        if missing := [moa for moa, count in counts.items() if count == 0]:
-            logger.warning("nothing can be scored against MoAs without real images: %s", ", ".join(missing))
-        if few := [f"{moa} ({count})" for moa, count in counts.items() if 0 < count < FEW_IMAGES]:
-            logger.warning(
-                "MoAs with fewer than %d real images are shrunk towards the others: %s", FEW_IMAGES, ", ".join(few)
-            )
 
     # Measuring
 
@@ -319,12 +303,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     def measure_batches(
         self, images: Any, moa: Sequence[str], batch_size: int, context: Context = NO_CONTEXT
     ) -> Measured:
-        """[`measure`] without its checks and its guess of the range.
-
-        Args:
-            images: `(N, C, H, W)`; uint8, or floats in [-1, 1].
-            moa, batch_size, context: As in [`measure`].
-        """
+        """[`measure`] without its checks, of `(N, C, H, W)` images that are uint8 or floats in [-1, 1]."""
         return self._observer().measure(images, moa, context, batch_size)
 
     def _observer(self) -> Observer:
@@ -345,12 +324,12 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         Args:
             weights: Of the rewards in `"combined"`, in place of the suite's own.
         """
+        weights = self.weights if weights is None else weights
         if form not in FORMS:
             raise unknown_name("reward form", form, FORMS)
         scaled = self.standardise(measured, moa)
         deviations = deviation_scores(scaled, self.statistic_names, measured.scores)
         result = {reward.name: deviations[reward.name].clone() for reward in self.rewards}
-        weights = self.weights if weights is None else weights
         weighted = [weight * result[name] for name, weight in weights.items()]
         result["combined"] = sum(weighted[1:], start=weighted[0])
         if form == "energy":
@@ -359,11 +338,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         return result
 
     def statistics(self, images: ImageBatch, moa: Sequence[str]) -> torch.Tensor:
-        """Statistics of each image, in standard deviations from the mean of real cells of its MoA.
-
-        Returns:
-            `(N, S)`; columns as in `statistic_names`; -10 where there is nothing to measure.
-        """
+        """Statistics of each image, `(N, S)`, in standard deviations from the mean of real cells; -10 for nothing."""
         return self.standardise(self.measure(images, moa), moa)
 
     def standardise(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
@@ -473,17 +448,9 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             ValueError: For an empty batch, another number of MoAs, a MoA without statistics, other channels or
                 another image or pixel size than was fitted, or if the context lacks what a reward looks at.
         """
-        if isinstance(moa, str) or len(moa) != len(images):
-            raise ValueError(f"moa must name one MoA for each of the {len(images)} images, got {moa!r}")
-        if len(images) == 0:
-            raise ValueError("the batch of images is empty")
-        if len(images.shape) != 4 or images.shape[1] != len(self.channel_names):
-            raise ValueError(
-                f"images must be (N, {len(self.channel_names)}, H, W), one plane for each of {self.channel_names}, "
-                f"got {tuple(images.shape)}"
-            )
+        check_shape(images.shape, moa, self.channel_names)
         self.check_moas(moa)
-        self._check_size(tuple(images.shape[2:]), pixel_size)
+        check_size(tuple(images.shape[2:]), pixel_size, self.config["image_size"], self.config["pixel_size"])
         self.check_context(context)
 
     def check_context(self, context: Context) -> None:
@@ -499,21 +466,6 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             if self.count[k] == 0:
                 known = [m for m, count in zip(self.moas, self.count.tolist(), strict=True) if count]
                 raise ValueError(f"the suite has no statistics of MoA {self.moas[k]!r}, only of {known}")
-
-    def _check_size(self, size: tuple[int, ...], pixel_size: float | None) -> None:
-        fitted = self.config["image_size"]
-        if fitted and size != tuple(fitted):
-            raise ValueError(
-                f"the images are {size} pixels, the suite's statistics are of {tuple(fitted)}: "
-                "areas and counts do not compare. Resize images of the same field of view, or fit another suite"
-            )
-        of_fit = self.config["pixel_size"]
-        if of_fit and pixel_size and not math.isclose(of_fit, pixel_size, rel_tol=0.01):
-            raise ValueError(
-                f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on "
-                f"{of_fit:g} um: resize the images by {pixel_size / of_fit:.3g} and cut the same number of pixels, or "
-                "fit another suite"
-            )
 
     def _index(self, moa: Sequence[str]) -> torch.Tensor:
         return self.classifier.class_indices(moa).to(self.device)

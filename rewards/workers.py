@@ -71,8 +71,8 @@ class RewardWorkers:
         self.suite, self.chunk_size, self.failed_images = suite, chunk_size, 0
         self._folder = tempfile.TemporaryDirectory(prefix="rewards-")
         suite.save_pretrained(self._folder.name)
-        plugins = list(suite.config["plugins"] or ())
-        self._workers = [_Worker(self._folder.name, plugins, timeout) for _ in range(num_workers)]
+        plugins = suite.config["plugins"]
+        self._workers = [_Worker(self._folder.name, plugins or (), timeout) for _ in range(num_workers)]
         self._idle: queue.Queue[_Worker] = queue.Queue()
         self._closed = False
         self._threads = ThreadPoolExecutor(num_workers, initializer=_block_interrupts)
@@ -221,7 +221,7 @@ class _EndedError(Exception):
 class _Worker:
     """A process that measures images, and is started again after it has ended; used by one thread at a time."""
 
-    def __init__(self, folder: str, plugins: list[str], timeout: float):
+    def __init__(self, folder: str, plugins: Sequence[str], timeout: float):
         self.folder, self.plugins, self.timeout = folder, plugins, timeout
         self.process: BaseProcess | None = None
         self._connection: Connection | None = None
@@ -282,7 +282,7 @@ class _Worker:
         raise _EndedError(reason)
 
 
-def _serve(connection: Connection, folder: str, plugins: list[str]) -> None:
+def _serve(connection: Connection, folder: str, plugins: Sequence[str]) -> None:
     """What a process does: load the suite, then measure what comes until nobody asks any more."""
     begin_worker()
     torch.set_num_threads(1)

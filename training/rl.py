@@ -97,7 +97,7 @@ def build_trainer(
         add_lora(unet, args.lora_rank, args.seed)
     if args.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    return RLTrainer(unet, scheduler, task, args, accelerator)
+    return RLTrainer(unet, scheduler, task, arguments_at(args, 0), accelerator)
 
 
 def reward_workers(

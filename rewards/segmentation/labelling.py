@@ -11,6 +11,8 @@ the stack it came in. Pixels of an object are connected along rows and columns, 
 diagonally.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -74,7 +76,7 @@ def refine(labels: np.ndarray, edge: np.ndarray, images: np.ndarray) -> np.ndarr
         (N, H, W) int32 labels.
     """
     square = np.ones((3, 3), np.uint8)
-    size = images.shape[1:]
+    size = (images.shape[1], images.shape[2])
     levels = resize(edge, size)
     refined = np.empty(images.shape, dtype=np.int32)
     for n, small in enumerate(labels.astype(np.float32)):

@@ -1,5 +1,7 @@
 """From labelled nuclei and cells to the six numbers per image that the biological rewards judge."""
 
+from __future__ import annotations
+
 import numpy as np
 
 from cellfluxrl.rewards.segmentation.protocol import Masks

@@ -1,6 +1,7 @@
 """A second segmenter, made of textbook steps only: what no reward was computed from may judge the rewards."""
 
-import dataclasses
+from __future__ import annotations
+
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +9,6 @@ import numpy as np
 from scipy.ndimage import distance_transform_edt, maximum_filter
 from skimage.segmentation import watershed
 
-from cellfluxrl.errors import unknown_name
 from cellfluxrl.rewards.segmentation.labelling import (
     distance_to_background,
     fill_holes,
@@ -17,7 +17,13 @@ from cellfluxrl.rewards.segmentation.labelling import (
     remove_small,
     smooth_images,
 )
-from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, check_images, register_segmenter
+from cellfluxrl.rewards.segmentation.protocol import (
+    NUCLEUS_CHANNEL,
+    Masks,
+    check_images,
+    check_settings,
+    register_segmenter,
+)
 
 _IMAGES_PER_PART = 64  # what is computed at once then stays in the processor's cache
 
@@ -77,15 +83,9 @@ class OtsuSegmenter:
     cell_area: float = 60.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "channel_names", tuple(self.channel_names))  # a list is what JSON returns
-        if self.nucleus_channel not in self.channel_names:
-            raise unknown_name("nucleus_channel", self.nucleus_channel, self.channel_names)
+        check_settings(self)
         if len(self.channel_names) < 2:
             raise ValueError(f"cells are found in other channels than the nuclei, got only {self.channel_names!r}")
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be positive and finite, got {value!r}")
 
     def __call__(self, images: np.ndarray) -> Masks:
         """Label the nuclei and the cells of (N, C, H, W) floats in [0, 1]."""
@@ -133,5 +133,5 @@ def _nearest_label(labels: np.ndarray) -> np.ndarray:
     """Give each pixel of (H, W) the label that is nearest."""
     if not labels.any():
         return labels
-    rows, columns = distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
-    return labels[rows, columns]
+    nearest = distance_transform_edt(labels == 0, return_distances=False, return_indices=True)
+    return labels[tuple(np.asarray(nearest))]

@@ -6,7 +6,7 @@ import dataclasses
 import importlib
 from dataclasses import dataclass
 from importlib.metadata import entry_points
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
@@ -66,6 +66,29 @@ def check_images(images: np.ndarray, channel_names: tuple[str, ...]) -> None:
         raise ValueError(f"images must be finite and in [0, 1], got values from {low} to {high}")
 
 
+def check_settings(segmenter: Any) -> None:
+    """Check the settings that segmenters of one nucleus channel share, and make `channel_names` a tuple.
+
+    Args:
+        segmenter: A frozen dataclass with `channel_names` and `nucleus_channel`, whose other numbers are lengths,
+            areas, thresholds and the like.
+
+    Raises:
+        ValueError: If `nucleus_channel` is not one of `channel_names`, a name occurs twice, or a number is not
+            positive and finite.
+    """
+    names = tuple(segmenter.channel_names)  # a list is what JSON returns
+    object.__setattr__(segmenter, "channel_names", names)
+    if len(set(names)) != len(names):
+        raise ValueError(f"channel_names must differ from each other, got {names!r}")
+    if segmenter.nucleus_channel not in names:
+        raise unknown_name("nucleus_channel", segmenter.nucleus_channel, names)
+    for field in dataclasses.fields(segmenter):
+        value = getattr(segmenter, field.name)
+        if isinstance(value, (int, float)) and not 0 < value < float("inf"):
+            raise ValueError(f"{field.name} must be positive and finite, got {value!r}")
+
+
 def register_segmenter(segmenter: type) -> type:
     """Make a segmenter known by its `name`, so that suites can use, save and load it. Works as a decorator.
 
@@ -73,7 +96,7 @@ def register_segmenter(segmenter: type) -> type:
     named as the segmenter and pointing to its class, is found by itself.
 
     Raises:
-        ValueError: If it is no dataclass, has no name, or another segmenter has the name.
+        ValueError: If it is not a dataclass, has no name, or another segmenter has the name.
 
     Example:
         >>> @register_segmenter
@@ -98,7 +121,7 @@ def register_segmenter(segmenter: type) -> type:
     return segmenter
 
 
-def make_segmenter(name: str, **settings: object) -> Segmenter:
+def make_segmenter(name: str, **settings: Any) -> Segmenter:
     """Build a segmenter from its name and settings, for example from a configuration file.
 
     Args:

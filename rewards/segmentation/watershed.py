@@ -1,6 +1,7 @@
 """The default segmenter: from images of cells to labelled nuclei and cells, without weights."""
 
-import dataclasses
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,7 +9,6 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from cellfluxrl.errors import unknown_name
 from cellfluxrl.rewards.segmentation.labelling import (
     Borders,
     basins,
@@ -26,7 +26,13 @@ from cellfluxrl.rewards.segmentation.labelling import (
     to_strip,
 )
 from cellfluxrl.rewards.segmentation.nucleus_borders import Planes, log_odds_of_one_nucleus
-from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, check_images, register_segmenter
+from cellfluxrl.rewards.segmentation.protocol import (
+    NUCLEUS_CHANNEL,
+    Masks,
+    check_images,
+    check_settings,
+    register_segmenter,
+)
 
 _PIXELS_PER_PART = 64 * 48 * 48  # what is computed at once then stays in the processor's cache
 
@@ -115,16 +121,7 @@ class WatershedSegmenter:
     cell_area: float = 60.0
 
     def __post_init__(self) -> None:
-        # A list is what JSON returns.
-        object.__setattr__(self, "channel_names", tuple(self.channel_names))
-        if len(set(self.channel_names)) != len(self.channel_names):
-            raise ValueError(f"channel_names must differ from each other, got {self.channel_names!r}")
-        if self.nucleus_channel not in self.channel_names:
-            raise unknown_name("nucleus_channel", self.nucleus_channel, self.channel_names)
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and not 0 < value < float("inf"):
-                raise ValueError(f"{field.name} must be positive and finite, got {value!r}")
+        check_settings(self)
         for kind in ("nucleus", "cell"):
             floor, ceiling = getattr(self, f"{kind}_floor"), getattr(self, f"{kind}_ceiling")
             if floor > ceiling:
@@ -156,7 +153,7 @@ class WatershedSegmenter:
                 (nuclei[part], _), (cells[part], _) = self._segment(dna, cytoplasm)
                 continue
             # Objects are told apart at the resolution of the settings, and only their edges found at the images' own.
-            size = [round(side / self._scale(dna)) for side in (height, width)]
+            size = (round(height / self._scale(dna)), round(width / self._scale(dna)))
             found = self._segment(resize(dna, size), np.stack([resize(c, size) for c in cytoplasm]))
             sigma = _EDGE_SIGMA * self._scale(dna)
             for out, plane, (labels, edge) in zip((nuclei, cells), (dna, cytoplasm.mean(axis=0)), found, strict=True):

@@ -168,6 +168,11 @@ def test_the_curriculum_changes_weights_and_rates_at_its_steps(train, suite, tmp
     assert weights_of(arguments_at(args, 5), suite) == dict.fromkeys(suite.weights, 0.0) | {"cytoplasm_size": 1.0}
 
 
+def test_a_curriculum_from_the_start_is_where_the_kl_weight_begins(train, rows):
+    train(curriculum=[{"from_step": 0, "kl_weight": 0.7}], kl_target=0.1, max_train_steps=1)
+    assert rows()[0]["kl_weight"] == 0.7
+
+
 # ----------------------------------------------------------------------------------------------------------------
 # Runs
 # ----------------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Cellpose as a segmenter; all that touches the names of the cellpose package lies here."""
+"""Cellpose behind the protocol of segmenters; the only place that knows names of the package `cellpose`."""

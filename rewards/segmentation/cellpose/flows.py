@@ -17,6 +17,8 @@ References:
        Nature Methods 18, 100 (2021).
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 
 import cv2
@@ -70,7 +72,7 @@ def masks_from_flows(
     if not foreground.any():
         return labels
     flows = flows * foreground[:, None]
-    labels[foreground.cpu().numpy()] = label_heaps(*follow_flows(flows, foreground, steps), labels.shape)
+    labels[foreground.cpu().numpy()] = label_heaps(*follow_flows(flows, foreground, steps), (count, height, width))
     labels = _without(labels, np.bincount(labels.ravel()) > max_size_fraction * height * width)
     if flow_threshold > 0:
         bad = flow_errors(labels, flows.cpu().numpy()) > flow_threshold

@@ -3,17 +3,23 @@
 The package `cellpose` is optional and slow to import, so it is imported where it is needed, not before.
 """
 
+from __future__ import annotations
+
 import os
 import pickle
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from cellfluxrl.errors import unknown_name
 
+# The package's private names and weights are used, which a version may change: from the first, below the second.
+TESTED_VERSIONS = ("3.1.1", "5")
 INSTALL = 'pip install "cellfluxrl[cellpose]"'
 LOCAL_MODELS = "CELLPOSE_LOCAL_MODELS_PATH"
 _NUCLEI_DIAMETER = 17.0
@@ -91,7 +97,8 @@ def load_network(model: str, device: torch.device, bfloat16: bool) -> CellposeNe
         bfloat16: Whether it computes with 16-bit floats.
 
     Raises:
-        ImportError: If Cellpose is not installed, or version 4 is without a torchvision that fits PyTorch.
+        ImportError: If Cellpose is not installed, or in a version that was not tested, or version 4 is without a
+            torchvision that fits PyTorch.
         FileNotFoundError: If there is no such file, or a published model is neither there nor can be downloaded; the
             message says which file goes where.
         ValueError: If the installed version has no such model, or the file holds other weights.
@@ -139,7 +146,17 @@ def _major_version() -> int:
         if error.name != "cellpose":
             raise
         raise ImportError(f"the segmenter 'cellpose' needs the package cellpose; install it with {INSTALL}") from error
-    return int(cellpose.version.split(".")[0])
+    installed, oldest, too_new = (_numbers(text) for text in (cellpose.version, *TESTED_VERSIONS))
+    if not oldest <= installed < too_new:
+        raise ImportError(
+            f"the segmenter 'cellpose' is tested with Cellpose {TESTED_VERSIONS[0]} and later, below "
+            f"{TESTED_VERSIONS[1]}; {cellpose.version} is installed: {INSTALL}"
+        )
+    return installed[0]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version)[:3])
 
 
 def _import_models(version: int) -> ModuleType:
@@ -174,7 +191,7 @@ def _load_version_3(path: Path, device: torch.device, bfloat16: bool, published:
 
     weights = _read_weights(path)
     widths = _widths(weights, path)
-    network = CPnet(list(widths), nout=3, sz=3)
+    network: Any = CPnet(list(widths), nout=3, sz=3)
     expected = network.state_dict()
     for name in {*expected, *weights} - {"diam_mean", "diam_labels"}:
         have, want = (tuple(w[name].shape) if name in w else None for w in (weights, expected))

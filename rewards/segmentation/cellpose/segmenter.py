@@ -1,5 +1,7 @@
 """Cellpose as a segmenter: its networks on whole batches of crops."""
 
+from __future__ import annotations
+
 import functools
 from dataclasses import dataclass
 from typing import ClassVar

@@ -90,6 +90,16 @@ def test_missing_package_says_how_to_install_it(monkeypatch):
         CellposeSegmenter()(np.zeros((1, 3, 24, 24), dtype=np.float32))
 
 
+@pytest.mark.parametrize("version", ["3.1.0", "2.3.2", "5.0", "11.1.2"])
+def test_a_version_that_was_not_tested_is_named(monkeypatch, version):
+    package = types.ModuleType("cellpose")
+    package.version = version
+    monkeypatch.setitem(sys.modules, "cellpose", package)
+    known = rf"tested with Cellpose 3\.1\.1 and later, below 5; {version} is installed: pip install"
+    with pytest.raises(ImportError, match=known):
+        CellposeSegmenter()(np.zeros((1, 3, 24, 24), dtype=np.float32))
+
+
 @pytest.mark.slow
 def test_missing_weights_say_which_file_goes_where(tmp_path):
     """With the real package, and a network that cannot be reached."""

@@ -99,9 +99,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray, resamples: int = 200, seed: in
     in_a, in_b = (_membership(count, [half[k] for half in halves]) for k, count in enumerate(counts))
     n, m = in_a.sum(axis=0), in_b.sum(axis=0)
     values = (
-        _kernel_sums(a, in_a, a, in_a, distinct=True) / (n * (n - 1))
-        + _kernel_sums(b, in_b, b, in_b, distinct=True) / (m * (m - 1))
-        - 2 * _kernel_sums(a, in_a, b, in_b) / (n * m)
+        kernel_sums(a, in_a, a, in_a, distinct=True) / (n * (n - 1))
+        + kernel_sums(b, in_b, b, in_b, distinct=True) / (m * (m - 1))
+        - 2 * kernel_sums(a, in_a, b, in_b) / (n * m)
     )
     return halves_interval(float(values[0]), values[1:]) if halves else Interval(float(values[0]))
 
@@ -115,10 +115,17 @@ def _membership(count: int, halves: Sequence[np.ndarray]) -> np.ndarray:
     return members
 
 
-def _kernel_sums(
+def kernel_sums(
     a: np.ndarray, in_a: np.ndarray, b: np.ndarray, in_b: np.ndarray, distinct: bool = False
 ) -> np.ndarray:
-    """Sum the kernel over the pairs of members, for each column of memberships; without a row and itself."""
+    """Sum the kernel over the pairs of members, for each column of memberships.
+
+    Args:
+        a, b: `(N, D)` and `(M, D)`; features.
+        in_a: `(N, S)`; whether a row is a member of each of S sets.
+        in_b: `(M, S)`, or `(M, 1)` of the same members for all sets.
+        distinct: Without the pairs of a row and itself, where `a` is `b`.
+    """
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sums = np.zeros(in_a.shape[1])
     for start in range(0, len(a), _ROWS_AT_ONCE):

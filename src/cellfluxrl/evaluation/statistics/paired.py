@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from cellfluxrl.evaluation.statistics.distances import kernel_sums
 from cellfluxrl.evaluation.statistics.intervals import Interval, halves_interval, mean_interval, random_halves
 from cellfluxrl.seeding import numpy_generator
 
 SIGN_FLIPS = 9999
 SWAPS = 499
 HALVES = 200
-_ROWS_AT_ONCE = 1024  # of a kernel matrix
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,10 @@ def paired_kernel_distances(ours: np.ndarray, theirs: np.ndarray, real: np.ndarr
 
 def _kernel_distances(every: np.ndarray, members: np.ndarray, real: np.ndarray) -> np.ndarray:
     """Kernel distance, up to what is the same for all sets, of each column of members to the real cells."""
-    among, to_real = np.zeros(members.shape[1]), np.zeros(members.shape[1])
-    for start in range(0, len(every), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
-        kernel = (every[rows] @ every.T / every.shape[1] + 1) ** 3
-        kernel[np.arange(len(kernel)), np.arange(start, start + len(kernel))] = 0
-        among += (members[rows] * (kernel @ members)).sum(axis=0)
-        to_real += ((every[rows] @ real.T / every.shape[1] + 1) ** 3).mean(axis=1) @ members[rows]
     size = members.sum(axis=0)
-    return among / (size * (size - 1)) - 2 * to_real / size
+    among = kernel_sums(every, members, every, members, distinct=True)
+    to_real = kernel_sums(every, members, real, np.ones((len(real), 1)))
+    return among / (size * (size - 1)) - 2 * to_real / (size * len(real))
 
 
 def adjust(tests: Mapping[str, PairedTest]) -> dict[str, PairedTest]:
