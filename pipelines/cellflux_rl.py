@@ -181,6 +181,8 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if best_of_n == 1:
             several = {"num_images_per_control": num_images_per_control, "generator": generator}
             output = super().__call__(control_images, **treatment, **settings, **several, output_type="pt")
+            assert isinstance(output, CellFluxPipelineOutput)
+            assert isinstance(output.images, torch.Tensor)
             if moas is not None:
                 scores = score_candidates(self.rewards, output.images, moas, context)
                 _add_scores(output, scores.map(lambda values: values.flatten(0, 1)))
@@ -196,6 +198,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             )
             device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
             condition = self.encode_condition(num_rows, **treatment)
+            assert moas is not None  # several candidates without were refused
             rows = torch.arange(num_rows).repeat_interleave(num_images_per_control)
             wanted = _Wanted(
                 control=control.expand(num_rows, -1, -1, -1)[rows].to(device, dtype),
@@ -209,6 +212,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
 
         # 3. Convert
         self.maybe_free_model_hooks()
+        assert isinstance(output.images, torch.Tensor)
         output.images = convert_images(output.images, output_type)
         return output if return_dict else output.to_tuple()
 
@@ -285,10 +289,11 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if moa is None:
             if compound is None:
                 return None
-            moa = [self.encoder.moa(c) for c in ([compound] if isinstance(compound, str) else compound)]
-            if None in moa:
+            compounds = [compound] if isinstance(compound, str) else compound
+            known = [moa for name in compounds if (moa := self.encoder.moa(name)) is not None]
+            if len(known) < len(compounds):
                 return None
-            moa = moa[0] if isinstance(compound, str) else moa
+            moa = known[0] if isinstance(compound, str) else known
         if isinstance(moa, str):
             return [moa] * count
         if len(moa) != count:
@@ -334,12 +339,13 @@ class CellFluxRLPipeline(CellFluxPipeline):
             trajectory=torch.cat(trajectories, dim=1) if trajectories and not self.interrupt else None,
             num_function_evaluations=None if self.interrupt else wanted.count * per_sample,
         )
-        _add_scores(output, CandidateScores.cat(every_score))
-        outside = int((~output.within_range).sum())
+        scores = CandidateScores.cat(every_score)
+        _add_scores(output, scores)
+        outside = int((scores.outside != 0).sum())
         if selection == "reject" and outside:
             logger.warning(
                 "for %d of %d images none of %d candidates is within the range of real cells: the nearest is returned",
-                *(outside, len(output.within_range), wanted.count),
+                *(outside, len(wanted.moas), wanted.count),
             )
         return output
 
@@ -397,6 +403,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         def advance(sample: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             evaluations = islice(timesteps, (len(part) - 1) * self.scheduler.order)
             state = solve(velocity, self.scheduler, sample, evaluations)
+            assert state.target is not None  # a scheduler that can resample says where the velocity points
             return state.sample, state.target
 
         def score(targets: torch.Tensor) -> torch.Tensor:

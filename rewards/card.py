@@ -2,37 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import ModelCardData
 
 from cellfluxrl.hub.cards import render_card
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.statistics import FEW_IMAGES
-from cellfluxrl.rewards.terms import Reward
+
+if TYPE_CHECKING:  # the suite writes its card
+    from cellfluxrl.rewards.suite import RewardSuite
 
 
-class FittedSuite(Protocol):
-    """What a card says of a [`RewardSuite`]."""
-
-    config: Any
-    classifier: Any
-    moas: Sequence[str]
-    channel_names: Sequence[str]
-    statistic_names: Sequence[str]
-    rewards: Sequence[Reward]
-    looks_at: Mapping[str, Set[str]]
-    weights: dict[str, float]
-    count: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def separability(self) -> dict[str, float]: ...
-
-
-def suite_card(suite: FittedSuite) -> str:
+def suite_card(suite: RewardSuite) -> str:
     """Fill in `model_cards/rewards.md`.
 
     Args:
@@ -82,14 +64,14 @@ def suite_card(suite: FittedSuite) -> str:
     )
 
 
-def statistics_text(suite: FittedSuite, moa: str) -> list[str]:
+def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
     """Mean ± standard deviation of each of the suite's statistics in real cells of a MoA."""
     k = suite.moas.index(moa)
     pairs = zip(suite.mean[k].tolist(), suite.std[k].tolist(), strict=True)
     return [f"{_three_digits(mean)} ± {_three_digits(std)}" for mean, std in pairs]
 
 
-def separability_text(suite: FittedSuite) -> dict[str, str]:
+def separability_text(suite: RewardSuite) -> dict[str, str]:
     """Separability of the statistics that know nothing of an image's true MoA.
 
     The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.

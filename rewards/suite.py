@@ -10,9 +10,8 @@ from typing import Any, cast
 import datasets
 import numpy as np
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 
-from cellfluxrl.configuration import ConfigMixin, register_to_config
+from cellfluxrl.configuration import ConfigMixin, ModelMixin, register_to_config
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.data.images import ImageBatch, as_model_images, to_unit
 from cellfluxrl.data.schema import channel_names_of
@@ -478,9 +477,10 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
             ValueError: Also if it lacks statistics, because an earlier version saved it.
         """
         tells = kwargs.pop("output_loading_info", False)
-        suite, found = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
+        loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
         if tells:
-            return suite, found
+            return loaded
+        suite, found = loaded
         if missing := sorted(found.get("missing_keys", [])):  # zeros, from which everything would be far
             raise ValueError(
                 f"the reward suite {str(pretrained_model_name_or_path)!r} has no {', '.join(missing)}: an earlier "

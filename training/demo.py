@@ -36,7 +36,7 @@ MODEL, SHUFFLED = "CellFluxRL", "shuffled rewards"
 CANDIDATES = (1, 2, 4)
 STAGE_FOLDERS = ("base", "classifier", "judge", "rl", "rl_shuffled", "rl_deviation", "pipeline", "evaluation")
 CURVES = {
-    "rewards": "Rewards of the rollouts in post-training, with their spread; dashed: real cells",
+    "rewards": "Rewards of the rollouts in post-training, with their spread",
     "monitor": "How far each reward is above real cells, and diversity as a share of the base's",
     "training": "Distance to the base, norm of the gradient, rates",
 }
@@ -209,16 +209,16 @@ def run(args: DemoArguments, config: str) -> None:
     trained, logs = {}, []
     for name, (subfolder, extra) in variants.items():
         resume = ["--resume_from_checkpoint", "latest"]
-        own = stage_arguments(rl.RLArguments, "rl", args, config, subfolder, *extra, *resume)
-        trained[name] = stages.run(name, rl.train, own, accelerator, cells, base, suite)
-        logs.append(Path(own.output_dir))
+        options = stage_arguments(rl.RLArguments, "rl", args, config, subfolder, *extra, *resume)
+        trained[name] = stages.run(name, rl.train, options, accelerator, cells, base, suite)
+        logs.append(Path(options.output_dir))
         accelerator.free_memory()
     trained[MODEL].save_pretrained(folder / "pipeline")
     copy_records(folder / "rl", folder / "pipeline")
 
     models = {MODEL: trained[MODEL], "base": base, **trained}
     models = {name: model.to(accelerator.device) for name, model in models.items()}
-    device_judge, sampling = judge.to(accelerator.device), own.num_inference_steps
+    device_judge, sampling = judge.to(accelerator.device), options.num_inference_steps
     study = stages.run("evaluation", evaluate, args, models, suite, device_judge, cells, sampling)
     stages.seconds["total"] = round(time.perf_counter() - started, 1)
     steps = next_steps(args, sampling)

@@ -1,11 +1,15 @@
-"""diffusers' configurations with the types that its annotations leave out."""
+"""diffusers' base classes with the types that their annotations leave out."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import diffusers.configuration_utils
+import diffusers.models.modeling_utils
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Init = TypeVar("Init", bound=Callable[..., None])
 
@@ -14,6 +18,12 @@ class ConfigMixin(diffusers.configuration_utils.ConfigMixin):
     """A class whose arguments are its `config`: a dict whose entries are attributes as well, of any type."""
 
     config: Any
+
+
+class ModelMixin(diffusers.models.modeling_utils.ModelMixin):
+    """A network that is saved and loaded."""
+
+    to: Callable[..., Self]
 
 
 def register_to_config(init: Init) -> Init:

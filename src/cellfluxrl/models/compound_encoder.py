@@ -6,9 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from diffusers.models.modeling_utils import ModelMixin
 
-from cellfluxrl.configuration import ConfigMixin, register_to_config
+from cellfluxrl.configuration import ConfigMixin, ModelMixin, register_to_config
 from cellfluxrl.data.compounds import CONTROL, known_compounds, morgan_counts
 from cellfluxrl.errors import unknown_name
 

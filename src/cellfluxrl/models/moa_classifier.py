@@ -7,11 +7,10 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
-from cellfluxrl.configuration import ConfigMixin, register_to_config
+from cellfluxrl.configuration import ConfigMixin, ModelMixin, register_to_config
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.hub.mixin import HubModelMixin
 from cellfluxrl.models.card import classifier_card

@@ -9,18 +9,17 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
-from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.outputs import BaseOutput
 from torch import nn
 
-from cellfluxrl.configuration import ConfigMixin, register_to_config
+from cellfluxrl.configuration import ConfigMixin, ModelMixin, register_to_config
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.paths import PREDICTION_TYPES
 from cellfluxrl.models.cellflux_checkpoint import complete_config, convert_weights, read_weights
@@ -112,6 +111,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]  # diffusers sets it with the switch
 
     @register_to_config
     def __init__(
@@ -372,8 +372,10 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         if size >= len(sample):
             return self._predict(sample, time, condition, condition_mask)
         slices = [slice(start, start + size) for start in range(0, len(sample), size)]
-        inputs = (sample, time, condition, condition_mask)
-        return torch.cat([self._predict(*(x if x is None else x[rows] for x in inputs)) for rows in slices])
+        optional = [[x if x is None else x[rows] for x in (condition, condition_mask)] for rows in slices]
+        return torch.cat(
+            [self._predict(sample[rows], time[rows], *own) for rows, own in zip(slices, optional, strict=True)]
+        )
 
     def _slice_size(self, sample: torch.Tensor) -> int:
         """How many images go through the network at a time: see `SLICE_BYTES`."""
@@ -393,7 +395,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
     ) -> torch.Tensor:
         # 1. One embedding of time and condition.
         embedding = unrounded(self.time_embedding, self.time_proj(time))
-        if condition is not None:
+        if condition is not None and self.condition_embedding is not None:
             if self.config.condition_norm is not None:
                 condition = normalized_condition(condition, self.config.condition_norm, self.config.dose_dim)
             condition = unrounded(self.condition_embedding, condition)
@@ -404,7 +406,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         # 2. Down, keeping every feature map for the way up.
         hidden = unrounded(self.conv_in, F.pixel_unshuffle(sample, self.config.patch_size))
         skips = [hidden]
-        for stage in self.down_blocks:
+        for stage in cast("Iterable[UNetStage]", self.down_blocks):
             for layer in stage.layers:
                 hidden = self._run(layer, hidden, embedding)
                 skips.append(hidden)
@@ -417,7 +419,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             hidden = self._run(layer, hidden, embedding)
 
         # 4. Up. No name keeps hold of a feature map that has been used.
-        for stage in self.up_blocks:
+        for stage in cast("Iterable[UNetStage]", self.up_blocks):
             for layer in stage.layers:
                 hidden = torch.cat([hidden, skips.pop()], dim=1)
                 hidden = self._run(layer, hidden, embedding)
@@ -431,7 +433,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             hidden = unrounded(self.conv_seams, torch.cat([hidden, sample.to(hidden.dtype)], dim=1))
         return hidden.to(sample.dtype)
 
-    def _run(self, layer: UNetLayer, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
+    def _run(self, layer: nn.Module, hidden: torch.Tensor, embedding: torch.Tensor) -> torch.Tensor:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
             return self._gradient_checkpointing_func(layer, hidden, embedding)
         return layer(hidden, embedding)

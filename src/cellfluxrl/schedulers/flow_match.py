@@ -128,15 +128,15 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             ValueError: If neither or both of `num_inference_steps` and `grid` are given, or they are not usable, or a
                 readout time lies outside the grid.
         """
-        if (num_inference_steps is None) == (grid is None):
-            raise ValueError("give either num_inference_steps or a custom grid")
-        if grid is not None and reverse:
-            raise ValueError("reverse=True is for num_inference_steps; a custom grid runs as it is given")
-        if grid is not None:
+        if grid is not None and num_inference_steps is None:
+            if reverse:
+                raise ValueError("reverse=True is for num_inference_steps; a custom grid runs as it is given")
             grid = as_grid(grid)
-        else:
+        elif num_inference_steps is not None and grid is None:
             grid = make_grid(self.config.time_grid, num_inference_steps)
             grid = grid.flip(0) if reverse else grid
+        else:
+            raise ValueError("give either num_inference_steps or a custom grid")
         low, high = sorted((float(grid[0]), float(grid[-1])))
         for time in readout_times:
             if not low <= time <= high:

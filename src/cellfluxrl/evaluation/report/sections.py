@@ -226,21 +226,22 @@ def _memorisation_section(results: Results) -> Section:
     )
 
 
-def _pictures_section(results: Results, pictures: Mapping[str, Path]) -> Section:
-    shown = []
-    if "cells" in pictures:
-        caption = "The same cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue"
-        shown.append((caption, pictures["cells"]))
-    if "grid" in pictures:
-        shown.append(("Cells of every compound", pictures["grid"]))
+def _pictures_sections(results: Results, pictures: Mapping[str, Path]) -> list[Section]:
+    """Those of the pictures of cells that were drawn."""
+    captions = {
+        "cells": "The same cells in every row, outlined as the rewards see them; actin red, tubulin green, DNA blue",
+        "grid": "Cells of every compound",
+    }
+    details = {}
     for model in results.models:
-        if f"trajectories {model}" in pictures:
-            caption = f"{model}: from the control with source noise to the treated cell"
-            shown.append((caption, pictures[f"trajectories {model}"]))
-        if f"failures {model}" in pictures:
-            caption = f"{model}: the cells with the lowest combined reward, outlined as the rewards see them"
-            shown.append((caption, pictures[f"failures {model}"]))
-    return Section("Cells", pictures=shown)
+        details[f"trajectories {model}"] = f"{model}: from the control with source noise to the treated cell"
+        details[f"failures {model}"] = f"{model}: the cells with the lowest combined reward, outlined"
+    sections = []
+    for title, own, folded in (("Cells", captions, False), ("Trajectories and failures", details, True)):
+        shown = [(caption, pictures[name]) for name, caption in own.items() if name in pictures]
+        if shown:
+            sections.append(Section(title, pictures=shown, folded=folded))
+    return sections
 
 
 def write_evaluation_report(
@@ -265,9 +266,7 @@ def write_evaluation_report(
     if results.best_of_n:
         caption = "The best, and the matched, of N candidates; the band is that of real cells"
         sections.append(Section("Best of N", pictures=[(caption, pictures["best_of_n"])]))
-    if any(name.startswith(("cells", "grid", "failures", "trajectories")) for name in pictures):
-        sections.append(_pictures_section(results, pictures))
-    sections += [*more, _effects_section(results, pictures)]
+    sections += [*_pictures_sections(results, pictures), *more, _effects_section(results, pictures)]
     if results.memorisation:
         sections.append(_memorisation_section(results))
     sections.append(_paired_section(results))
