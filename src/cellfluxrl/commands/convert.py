@@ -10,7 +10,7 @@ from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.terminal import print_json
 
 
-def convert(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Turn a checkpoint of the original CellFlux code into a pipeline folder of safetensors.
 
     Only tensors and plain values are read: what else a pickle asks for is refused, and not executed.
@@ -35,7 +35,8 @@ def convert(argv: Sequence[str]) -> None:
 
 
 def parser() -> CommandParser:
-    parser = CommandParser("cellfluxrl convert", inspect.getdoc(convert))
+    """The options of the command."""
+    parser = CommandParser("cellfluxrl convert", inspect.getdoc(main))
     parser.add_argument("checkpoint", help="file of the original CellFlux code (.pth, or .safetensors)")
     parser.add_argument("output_dir", help="new folder for the pipeline")
     parser.add_argument(
@@ -47,6 +48,3 @@ def parser() -> CommandParser:
     parser.add_argument("--num_heads", type=int, help="attention heads, which the weights do not tell; default: 1")
     add_json_option(parser)
     return parser
-
-
-main = convert
