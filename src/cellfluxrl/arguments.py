@@ -62,14 +62,12 @@ class CommandParser(argparse.ArgumentParser):
     Args:
         prog: The command's words, e.g. `"cellfluxrl data info"`.
         text: What the command does. What follows a line `Examples:` is put at the end of the help.
-        usage: The first line of the help; by default it names every option.
     """
 
-    def __init__(self, prog: str | None, text: str | None, usage: str | None = None):
+    def __init__(self, prog: str | None, text: str | None):
         description, _, examples = (text or "").partition("\nExamples:\n")
         super().__init__(
             prog=prog,
-            usage=usage,
             description="\n\n".join(filled(paragraph) for paragraph in description.strip().split("\n\n")),
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -134,7 +132,8 @@ def summary_of(command: Callable[..., Any]) -> str:
 
 def argument_parser(cls: type, prog: str | None, text: str | None) -> CommandParser:
     """The parser that has an option for each field of a dataclass, and `--config`."""
-    parser = CommandParser(prog, text, usage=f"{prog} [options]" if prog else None)
+    parser = CommandParser(prog, text)
+    parser.usage = f"{parser.prog} [options]"  # by default it would name every option
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file; the command line overrides it"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -98,7 +98,8 @@ def image_grid(
     count, height, width = _common_shape(rows)
     font, small = ImageFont.load_default(size=max(12, height // 7)), ImageFont.load_default(size=14)
     titles = [textwrap.fill(title, TITLE_CHARACTERS) for title in rows]
-    left = _widest(titles, font) + 2 * GRID_MARGIN
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = max(round(ruler.multiline_textbbox((0, 0), title, font=font)[2]) for title in titles) + 2 * GRID_MARGIN
     row_step, column_step = height + GRID_SEPARATOR, width + GRID_SEPARATOR
     above = 2 * GRID_MARGIN if headers else 0
 
@@ -128,11 +129,6 @@ def _common_shape(rows: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[0] == 0 or shape[3] != 3:
         raise ValueError(f"a row must have shape (N, H, W, 3) with N > 0, got {shape}")
     return shape[:3]
-
-
-def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    return max(round(draw.multiline_textbbox((0, 0), text, font=font)[2]) for text in texts)
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

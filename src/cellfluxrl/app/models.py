@@ -40,11 +40,8 @@ class Models:
     def scored_moas(self) -> list[str]:
         """The mechanisms of which the rewards know real cells."""
         suite = self.pipe.rewards
-        return (
-            []
-            if suite is None
-            else [moa for moa, count in zip(suite.moas, suite.count.tolist(), strict=True) if count]
-        )
+        counts = {} if suite is None else dict(zip(suite.moas, suite.count.tolist(), strict=True))
+        return [moa for moa, count in counts.items() if count]
 
 
 def load_models(pipeline: str | None = None, base: str | None = None, *, cpu: bool = False) -> Models:

@@ -181,13 +181,10 @@ def compound_html(models: Models, compound: str | None, smiles: str | None) -> s
         try:
             known = check_smiles(smiles, models)
         except ValueError as error:
-            return alert(
-                error, "Correct the SMILES, or choose a known compound. Databases such as ChEMBL list SMILES."
-            )
-        caption = (
-            f"This is <b>{html.escape(known)}</b>." if known else "A structure that the pipeline has no name for."
-        )
-        return _molecule(smiles.strip(), caption)
+            advice = "Correct the SMILES, or choose a known compound. Databases such as ChEMBL list SMILES."
+            return alert(error, advice)
+        name = f"This is <b>{html.escape(known)}</b>." if known else "A structure that the pipeline has no name for."
+        return _molecule(smiles.strip(), name)
     entry = models.pipe.encoder.config.compounds[compound]
     moa = entry.get("moa") or "mechanism not known"
     return _molecule(entry["smiles"], f"<b>{html.escape(compound)}</b><br>{html.escape(moa)}")

@@ -6,7 +6,7 @@ import inspect
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from cellfluxrl.arguments import CommandParser, add_json_option, argument_parser, option, run_subcommand
@@ -15,6 +15,7 @@ from cellfluxrl.terminal import print_json
 from cellfluxrl.training.options import parse_arguments
 
 CONTACT_SHEET = "contact_sheet.png"
+OF_EVERY_SOURCE = ("source", "output_dir", "split", "held_out", "num_proc", "license", "json")  # all others are of one
 
 
 @dataclass
@@ -65,17 +66,14 @@ def build(argv: Sequence[str]) -> None:
     from cellfluxrl.data.building.sources import make_source
     from cellfluxrl.data.contact_sheet import contact_sheet
 
-    settings = asdict(args)
-    settings.pop("json")
-    output_dir, source_name = settings.pop("output_dir"), settings.pop("source")
-    split, held_out, num_proc = settings.pop("split"), settings.pop("held_out"), settings.pop("num_proc")
-    license = settings.pop("license")
-    if source_name == "bbbc021" and args.data_dir is None:
-        settings["data_dir"] = str(Path(output_dir) / "downloads")
-    source = make_source(source_name, **settings)
-    build_dataset(source, source_name, output_dir, split, held_out, num_proc, license)
-    contact_sheet(output_dir, Path(output_dir) / CONTACT_SHEET)
-    _print_contents(output_dir, as_json=args.json)
+    settings = {name: value for name, value in vars(args).items() if name not in OF_EVERY_SOURCE}
+    folder = Path(args.output_dir)
+    if args.source == "bbbc021" and args.data_dir is None:
+        settings["data_dir"] = str(folder / "downloads")
+    source = make_source(args.source, **settings)
+    build_dataset(source, args.source, folder, args.split, args.held_out, args.num_proc, args.license)
+    contact_sheet(folder, folder / CONTACT_SHEET)
+    _print_contents(args.output_dir, as_json=args.json)
 
 
 def _print_contents(folder: str, *, as_json: bool) -> None:
