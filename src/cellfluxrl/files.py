@@ -21,8 +21,8 @@ def write_whole(path: str | Path, write: Callable[[Path], object], *, shared: bo
     Args:
         path: The file; its folder is made.
         write: Called with the path of a new file, whose name ends as that of `path` does.
-        shared: Whether several processes may write it at the same time: each then makes its own file, and what killed
-            ones left there an hour ago is removed.
+        shared: Whether several processes may write it at the same time: each then makes another file, and what
+            killed ones left there an hour ago is removed.
 
     Example:
         >>> write_whole("runs/settings.json", lambda path: path.write_text("{}"))      # doctest: +SKIP

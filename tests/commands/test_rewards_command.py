@@ -164,7 +164,7 @@ def test_weights_of_another_network_are_refused(run, suite, tmp_path):
     del weights["classifier.head.weight"]
     save_file(weights, tmp_path / "other" / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
     line = SCORE.replace("suite;suite", "suite;other")
-    assert "the weights of the suite 'other' are of another version" in run(line, status=2)
+    assert "the weights of the suite 'other' are those of another version" in run(line, status=2)
 
 
 def test_the_pixel_size_has_to_be_that_of_the_fit(run, suite, tmp_path):

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit_parser() -> CommandParser:
-    """The options of `fit`."""
+    """Parser of `cellfluxrl rewards fit`."""
     parser = CommandParser("cellfluxrl rewards fit", inspect.getdoc(fit))
     parser.add_argument("dataset", help="folder that `cellfluxrl data build` made, or org/name on the Hub")
     parser.add_argument("--classifier", required=True, help="folder of `cellfluxrl moa`, or org/name on the Hub")
@@ -47,7 +47,7 @@ def fit_parser() -> CommandParser:
 
 
 def fit(argv: Sequence[str]) -> None:
-    r"""Fit the rewards on real cells, for the mechanisms of action among them, and save the suite with its card.
+    r"""Fit the rewards on real cells, for their mechanisms of action, and save the suite with its card.
 
     Examples:
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards
@@ -92,7 +92,7 @@ def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--segmenter_settings {key}: {value!r} is not a number, text or list") from error
+            raise ValueError(f"--segmenter_settings {key}: {value!r} is not a number, text or a list") from error
     return settings
 
 
@@ -125,7 +125,7 @@ def _load(cls: type, name: str, what: str) -> Any:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise OSError(f"the {what} {name!r} cannot be loaded: {lines[0]}") from error
     if loaded["missing_keys"] or loaded["unexpected_keys"]:
-        raise ValueError(f"the weights of the {what} {name!r} are of another version: fit or train it again")
+        raise ValueError(f"the weights of the {what} {name!r} are those of another version: fit or train it again")
     return model
 
 
@@ -141,14 +141,12 @@ def _with_moa(cells: datasets.Dataset) -> datasets.Dataset:
 
 def _fitted(suite: RewardSuite) -> dict[str, Any]:
     """What was fitted, in numbers: by MoA, the images and the mean and spread of each statistic."""
-    fitted = zip(suite.moas, suite.count.tolist(), suite.mean.tolist(), suite.std.tolist(), strict=True)
-    names = suite.statistic_names
-    moas = {
-        moa: {"images": count, "mean": dict(zip(names, mean, strict=True)), "std": dict(zip(names, std, strict=True))}
-        for moa, count, mean, std in fitted
-        if count
-    }
-    return {"moas": moas, "weights": suite.weights, "separability": suite.separability()}
+    fitted = {}
+    for k, moa in enumerate(suite.moas):
+        if count := int(suite.count[k]):
+            mean, std = (dict(zip(suite.statistic_names, x[k].tolist(), strict=True)) for x in (suite.mean, suite.std))
+            fitted[moa] = {"images": count, "mean": mean, "std": std}
+    return {"moas": fitted, "weights": suite.weights, "separability": suite.separability()}
 
 
 def _describe(suite: RewardSuite) -> str:
@@ -159,10 +157,7 @@ def _describe(suite: RewardSuite) -> str:
 
     counts = {moa: count for moa, count in zip(suite.moas, suite.count.tolist(), strict=True) if count}
     fitted = pd.DataFrame(
-        [
-            [moa + "*" * (count < FEW_IMAGES), f"{count:,}", *statistics_text(suite, moa)]
-            for moa, count in counts.items()
-        ],
+        [[moa + "*" * (n < FEW_IMAGES), f"{n:,}", *statistics_text(suite, moa)] for moa, n in counts.items()],
         columns=["MoA", "images", *suite.statistic_names],
     )
     separability = separability_text(suite)
@@ -179,13 +174,13 @@ def _describe(suite: RewardSuite) -> str:
 
 
 def score_parser() -> CommandParser:
-    """The options of `score`."""
+    """Parser of `cellfluxrl rewards score`."""
     parser = CommandParser("cellfluxrl rewards score", inspect.getdoc(score))
     parser.add_argument("images", help="data set, folder or file")
     parser.add_argument("--suite", required=True, help="folder of `cellfluxrl rewards fit`, or org/name on the Hub")
     parser.add_argument("--output", required=True, help="Parquet file; the pictures are put beside it")
     parser.add_argument(
-        "--moa", help="mechanism of action of all images; default: that of the data set, or one sub-folder for each"
+        "--moa", help="mechanism of action of all images; default: the data set's, or one sub-folder for each"
     )
     parser.add_argument("--table", help="CSV file with the columns file and moa, for a folder; others are kept")
     parser.add_argument("--split", help="which part of a data set; default: test")
@@ -273,9 +268,8 @@ def _open_images(args: argparse.Namespace, suite: RewardSuite) -> ImagesToScore:
         return images_of_files(path, suite.channel_names, moa=args.moa, table=args.table)
     if args.table:
         raise ValueError(f"--table is for folders of images; {args.images!r} is a data set")
-    images, left_out = images_of_dataset(
-        load_split(args.images, args.split or "test"), suite.channel_names, moa=args.moa
-    )
+    cells = load_split(args.images, args.split or "test")
+    images, left_out = images_of_dataset(cells, suite.channel_names, moa=args.moa)
     if left_out:
         logger.warning("%d images have no mechanism of action: left out; --moa compares all with one", left_out)
     return images
