@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -22,7 +22,7 @@ class PartlyMeasured(Rows):
         failed: `(N,)`; which did, as booleans.
     """
 
-    measured: Measured = field(metadata={"rows": Measured})
+    measured: Measured
     failed: torch.Tensor
 
     @classmethod

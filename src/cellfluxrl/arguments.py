@@ -1,6 +1,6 @@
 """Command lines: parsers with examples and one-line errors, and options from dataclasses with a YAML file behind them.
 
-Nothing here imports torch, so that `--help`, completion and the report of a mistake take no time.
+Nothing here imports torch, so that `--help`, completion and error messages take no time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import textwrap
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -35,16 +35,7 @@ def option(default: Any, help: str, group: str | None = None) -> Any:
 
 
 def option_group(title: str) -> Callable[[Any, str], Any]:
-    """What makes the [`option`]s of one group.
-
-    Example:
-        >>> rollouts = option_group("rollouts")
-        >>> @dataclass
-        ... class Arguments:
-        ...     num_inference_steps: int = rollouts(6, "steps of the solver")
-        >>> Arguments()
-        Arguments(num_inference_steps=6)
-    """
+    """Make an [`option`] function for one group, such as `sizes`: `width: int = sizes(48, "pixels of a row")`."""
     return functools.partial(option, group=title)
 
 
@@ -59,26 +50,24 @@ class RunArguments:
     seed: int = _run(0, "seed of everything that is random")
     mixed_precision: Literal["no", "bf16", "fp16"] | None = _run(None, "default: what accelerate is configured for")
     report_to: str | None = _run(None, "trackers besides log.jsonl and TensorBoard, for example 'wandb'")
-    cpu: bool = _run(False, "stay on the CPU even where a GPU is found")
+    cpu: bool = _run(default=False, help="stay on the CPU even where a GPU is found")
 
 
 T = TypeVar("T")
 
 
 class CommandParser(argparse.ArgumentParser):
-    """The parser of one command: examples at the end of its help, a mistake told in one line with the nearest option.
+    """The parser of one command, which reports a mistake in one line with the nearest option.
 
     Args:
-        prog: As it is called, e.g. `"cellfluxrl data info"`.
+        prog: The command's words, e.g. `"cellfluxrl data info"`.
         text: What the command does. What follows a line `Examples:` is put at the end of the help.
-        usage: The first line of the help; by default it names every option.
     """
 
-    def __init__(self, prog: str | None, text: str, usage: str | None = None):
-        description, _, examples = text.partition("\nExamples:\n")
+    def __init__(self, prog: str | None, text: str | None):
+        description, _, examples = (text or "").partition("\nExamples:\n")
         super().__init__(
             prog=prog,
-            usage=usage,
             description="\n\n".join(filled(paragraph) for paragraph in description.strip().split("\n\n")),
             epilog=f"examples:\n{examples}" if examples else None,
             formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -89,6 +78,7 @@ class CommandParser(argparse.ArgumentParser):
         )
 
     def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        """Parse a command line; what is not known ends the process with one line."""
         parsed, unknown = self.parse_known_args(args, namespace)
         if unknown and not unknown[0].startswith("-"):
             self.error(f"unexpected argument {unknown[0]!r}")
@@ -99,7 +89,8 @@ class CommandParser(argparse.ArgumentParser):
         return parsed
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"cellfluxrl: error: {message} ({self.prog} --help tells the options)\n")
+        """Report a mistake in one line, and end the process with status 2."""
+        self.exit(2, f"cellfluxrl: error: {message} ({self.prog} --help lists the options)\n")
 
 
 def filled(text: str, indent: str = "", initial: str = "") -> str:
@@ -122,15 +113,10 @@ def add_json_option(parser: argparse.ArgumentParser) -> None:
 
 
 def run_subcommand(group: str, commands: Mapping[str, Callable[[Sequence[str]], None]], argv: Sequence[str]) -> None:
-    """Run one of the commands of a group such as `cellfluxrl data`; without any, or with `--help`, list them.
-
-    Raises:
-        ValueError: For a command that is not there, with the nearest one.
-        SystemExit: After the list: 0 if it was asked for, else 2.
-    """
+    """Run one of the commands of a group such as `cellfluxrl data`; without any, or with `--help`, list them."""
     if not argv or argv[0] in ("-h", "--help"):
         listed = list_commands({name: summary_of(command) for name, command in commands.items()})
-        usage = f"usage: cellfluxrl {group} COMMAND [options]     (cellfluxrl {group} COMMAND --help tells them)"
+        usage = f"usage: cellfluxrl {group} COMMAND [options]     (cellfluxrl {group} COMMAND --help lists them)"
         print(f"{usage}\n\n{listed}", file=sys.stdout if argv else sys.stderr)
         raise SystemExit(0 if argv else 2)
     if argv[0] not in commands:
@@ -139,24 +125,24 @@ def run_subcommand(group: str, commands: Mapping[str, Callable[[Sequence[str]], 
 
 
 def summary_of(command: Callable[..., Any]) -> str:
-    """The first sentence of a command's docstring, as it stands in a list."""
+    """The first sentence of a command's docstring, for a list of commands."""
     first = inspect.getdoc(command).split("\n\n")[0].rstrip(".")
     return first[0].lower() + first[1:]
 
 
-def argument_parser(cls: type, prog: str | None, text: str) -> CommandParser:
+def argument_parser(cls: type, prog: str | None, text: str | None) -> CommandParser:
     """The parser that has an option for each field of a dataclass, and `--config`."""
-    parser = CommandParser(prog, text, usage=f"{prog} [options]" if prog else None)
+    parser = CommandParser(prog, text)
+    parser.usage = f"{parser.prog} [options]"  # by default it would name every option
     parser.add_argument(
         "--config", metavar="FILE", default=argparse.SUPPRESS, help="YAML file; the command line overrides it"
     )
-    hints = typing.get_type_hints(cls)
+    hints, defaults = typing.get_type_hints(cls), cls()
     groups: dict[str | None, argparse._ActionsContainer] = {None: parser}
     for f in fields(cls):
-        title = f.metadata["group"]
+        title, default = f.metadata["group"], getattr(defaults, f.name)
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
-        default = f.default if f.default is not MISSING else f.default_factory()
         action = groups[title].add_argument(f"--{f.name}", default=default, **_argparse_type(f.name, hints[f.name]))
         # Set here, because some versions of Python would say the default of a switch twice.
         action.help = f.metadata["help"] + ("" if default in (None, []) else f" (default: {default})")
@@ -164,11 +150,7 @@ def argument_parser(cls: type, prog: str | None, text: str) -> CommandParser:
 
 
 def check_choices(args: Any) -> None:
-    """See that the fields of a dataclass that are annotated with a `Literal` hold one of its values.
-
-    Raises:
-        ValueError: With the nearest one, if they do not.
-    """
+    """Raise a `ValueError` if a field that is annotated with a `Literal` holds none of its values."""
     for name, hint in typing.get_type_hints(type(args)).items():
         value, choices = getattr(args, name), _choices(hint)
         if choices and value not in choices and not (value is None and type(None) in _alternatives(hint)):
@@ -178,27 +160,25 @@ def check_choices(args: Any) -> None:
 def parse_arguments(
     cls: type[T],
     section: str,
-    description: str,
+    description: str | None,
     argv: Sequence[str] | None = None,
     prog: str | None = None,
     *,
     sections: Collection[str] = (),
     shared: Collection[str] = (),
 ) -> T:
-    """Build `cls` from defaults, a YAML file given with `--config`, and the command line, in rising order of
-    precedence.
+    """Build `cls` from its defaults, a YAML file given with `--config`, and the command line, which wins.
 
     Args:
         cls: A dataclass of [`option`]s.
-        section: That of the YAML file that is read.
-        description: What the command does; see [`CommandParser`].
-        argv: By default those of the process.
-        prog: How the command is called.
-        sections: Those that the YAML file may have for other scripts, so that one file serves all.
-        shared: Keys that may stand at the top level of the YAML file; those that `cls` does not have are passed over.
+        section: The section of the YAML file that is read.
+        description, prog: See [`CommandParser`].
+        argv: By default the command line of the process.
+        sections: Other sections that the YAML file may have, so that one file serves all scripts.
+        shared: Keys that may stand at the top level of the YAML file; those that `cls` does not have are skipped.
 
     Raises:
-        ValueError: For a key of the YAML file, or a value, that is not known, with the nearest match.
+        ValueError: For a key or value of the YAML file that is not known, with the nearest match.
     """
     parser = argument_parser(cls, prog, description)
     known, _ = parser.parse_known_args(argv)
@@ -240,20 +220,16 @@ def _read_yaml(path: Path, cls: type, section: str, sections: set[str], shared: 
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
     hints = typing.get_type_hints(cls)
-    own = {f.name: hints[f.name] for f in fields(cls)}
-    values = {}
-    for key, value in content.items():
-        if key in sections:
-            continue
-        if key not in shared:
+    names = {f.name for f in fields(cls)}
+    of_section = _mapping(content.get(section), f"section {section!r} of {path}")
+    for key in content:
+        if key not in sections | shared:
             raise unknown_name(f"key in {path}", key, shared | sections)
-        if key in own:
-            values[key] = value
-    for key, value in _mapping(content.get(section), f"section {section!r} of {path}").items():
-        if key not in own:
-            raise unknown_name(f"key in section {section!r} of {path}", key, own)
-        values[key] = value
-    return {key: _checked(value, own[key], key, path) for key, value in values.items()}
+    for key in of_section:
+        if key not in names:
+            raise unknown_name(f"key in section {section!r} of {path}", key, names)
+    values = {key: value for key, value in content.items() if key in names and key not in sections} | of_section
+    return {key: _checked(value, hints[key], key, path) for key, value in values.items()}
 
 
 def _mapping(content: Any, where: str) -> dict[Any, Any]:
@@ -263,15 +239,14 @@ def _mapping(content: Any, where: str) -> dict[Any, Any]:
 
 
 def _checked(value: Any, hint: Any, key: str, path: Path) -> Any:
-    allowed = tuple(typing.get_origin(h) or h for h in _alternatives(hint))
-    allowed = tuple(str if h is Literal else h for h in allowed)
+    origins = [typing.get_origin(h) or h for h in _alternatives(hint)]
+    allowed = tuple(str if origin is Literal else origin for origin in origins)
     if float in allowed and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             return float(value)  # YAML 1.1 reads 1e-4 as a string
         except ValueError:
             pass
-    matches = isinstance(value, allowed) and not (isinstance(value, bool) and bool not in allowed)
-    if not matches:
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         names = " or ".join(getattr(h, "__name__", str(h)) for h in allowed)
         raise ValueError(f"{path}: {key} must be {names}, got {value!r}")
     return value

@@ -15,14 +15,11 @@ def unknown_name(kind: str, name: object, allowed: Iterable[str]) -> ValueError:
         "unknown compound 'taxoll'; did you mean 'taxol'? 2 known: nocodazole, taxol"
     """
     allowed = sorted(str(a) for a in allowed)
-    nearest = difflib.get_close_matches(str(name).lower(), [a.lower() for a in allowed], n=1, cutoff=0.6)
-    hint = ""
-    if nearest:
-        original = next(a for a in allowed if a.lower() == nearest[0])
-        hint = f"; did you mean {original!r}?"
+    spellings = {a.lower(): a for a in allowed}
+    nearest = difflib.get_close_matches(str(name).lower(), spellings, n=1)
+    hint = f"did you mean {spellings[nearest[0]]!r}? " if nearest else ""
     shown = ", ".join(allowed[:40]) + (", ..." if len(allowed) > 40 else "")
-    separator = " " if hint else "; "
-    return ValueError(f"unknown {kind} {name!r}{hint}{separator}{len(allowed)} known: {shown}")
+    return ValueError(f"unknown {kind} {name!r}; {hint}{len(allowed)} known: {shown}")
 
 
 def check_found(what: str, name: str) -> None:

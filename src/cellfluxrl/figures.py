@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,10 +16,16 @@ from cellfluxrl.data.images import to_uint8
 
 NUCLEUS_COLOR = (255, 255, 255)
 CELL_COLOR = (255, 221, 51)
-
-# --------------------------------------------------------------------------------------------------------------------
-# Cells
-# --------------------------------------------------------------------------------------------------------------------
+GRID_BACKGROUND = (20, 21, 24)  # nearly black, as the background of the crops
+GRID_TEXT = (235, 235, 235)
+GRID_SEPARATOR = 3  # px
+GRID_MARGIN = 12  # px, around the titles
+TITLE_CHARACTERS = 14  # longer titles are broken into lines
+DOTS_PER_INCH = 130
+# Okabe and Ito's colours, which colour-blind readers tell apart too.
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+MARKERS = ("o", "s", "^", "D", "v", "P")
+TEXT_COLOR = "#333333"
 
 
 def outlined(
@@ -33,12 +39,11 @@ def outlined(
     Args:
         images: `(N, C, H, W)`; in [-1, 1]; the first channel is shown in blue, the second in green, the third in red
             (DNA, tubulin and actin of BBBC021), a single one in gray.
-        nuclei: `(N, H, W)`; labels of the nuclei, 0 is background.
-        cells: `(N, H, W)`; labels of the cells, 0 is background.
+        nuclei, cells: `(N, H, W)`; labels, 0 is background.
         scale: Display pixels per pixel.
 
     Returns:
-        `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
+        `(N, scale * H, scale * W, 3)`, uint8 RGB.
 
     Raises:
         ValueError: If the images have another shape, or the labels do not belong to them.
@@ -71,27 +76,15 @@ def _enlarge(batch: np.ndarray, scale: int) -> np.ndarray:
     return batch.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-GRID_BACKGROUND = (20, 21, 24)  # nearly black, as the background of the crops
-GRID_TEXT = (235, 235, 235)
-GRID_SEPARATOR = 3  # px
-GRID_MARGIN = 12  # px, around the titles
-TITLE_CHARACTERS = 14  # longer titles are broken into lines
-
-
 def image_grid(
     rows: Mapping[str, np.ndarray], path: str | Path, headers: Mapping[int, str] | None = None
 ) -> Image.Image:
-    """Put labelled rows of pictures below each other, and write a PNG.
+    """Put labelled rows of pictures below each other, write them as a PNG, and return them.
 
     Args:
-        rows: By the row's title, N pictures of shape `(N, H, W, 3)`, uint8 RGB, as [`outlined`] makes them; the same
-            shape for every row.
-        path: Of the PNG file.
-        headers: What stands above the grid, by the column where it begins; a line separates it from the columns
-            before.
-
-    Returns:
-        What was written.
+        rows: By title, N pictures, `(N, H, W, 3)` uint8 RGB, as [`outlined`] makes them; one shape for every row.
+        path: The PNG file.
+        headers: Texts above the grid, by the column where each begins; a line separates it from the columns before.
 
     Raises:
         ValueError: If there are no pictures, or the rows do not fit below each other.
@@ -103,9 +96,10 @@ def image_grid(
         >>> _ = image_grid({"ground truth": pictures}, "cells.png")                   # doctest: +SKIP
     """
     count, height, width = _common_shape(rows)
-    font = ImageFont.load_default(size=max(12, height // 7))
+    font, small = ImageFont.load_default(size=max(12, height // 7)), ImageFont.load_default(size=14)
     titles = [textwrap.fill(title, TITLE_CHARACTERS) for title in rows]
-    left = _widest(titles, font) + 2 * GRID_MARGIN
+    ruler = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    left = max(round(ruler.multiline_textbbox((0, 0), title, font=font)[2]) for title in titles) + 2 * GRID_MARGIN
     row_step, column_step = height + GRID_SEPARATOR, width + GRID_SEPARATOR
     above = 2 * GRID_MARGIN if headers else 0
 
@@ -118,11 +112,10 @@ def image_grid(
         for j, picture in enumerate(pictures):
             grid.paste(Image.fromarray(picture), (left + j * column_step, top))
     for column, header in (headers or {}).items():
-        place = left + column * column_step
-        small = ImageFont.load_default(size=14)
-        draw.text((place, above / 2 + 1), header, fill=GRID_TEXT, font=small, anchor="lm")
+        x = left + column * column_step
+        draw.text((x, above / 2 + 1), header, fill=GRID_TEXT, font=small, anchor="lm")
         if column:
-            draw.line([(place - 2, 0), (place - 2, size[1])], fill=GRID_TEXT, width=1)
+            draw.line([(x - 2, 0), (x - 2, size[1])], fill=GRID_TEXT, width=1)
     grid.save(path)
     return grid
 
@@ -136,22 +129,6 @@ def _common_shape(rows: Mapping[str, np.ndarray]) -> tuple[int, int, int]:
     if len(shape) != 4 or shape[0] == 0 or shape[3] != 3:
         raise ValueError(f"a row must have shape (N, H, W, 3) with N > 0, got {shape}")
     return shape[:3]
-
-
-def _widest(texts: Sequence[str], font: ImageFont.FreeTypeFont) -> int:
-    draw = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    return max(round(draw.multiline_textbbox((0, 0), text, font=font)[2]) for text in texts)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Curves
-# --------------------------------------------------------------------------------------------------------------------
-
-DOTS_PER_INCH = 130
-# Okabe and Ito's colours, which colour-blind readers tell apart too.
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
-MARKERS = ("o", "s", "^", "D", "v", "P")
-TEXT_COLOR = "#333333"
 
 
 def smoothed(values: np.ndarray) -> np.ndarray:

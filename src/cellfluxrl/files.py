@@ -15,13 +15,13 @@ from filelock import FileLock, Timeout
 STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object], shared: bool = False) -> None:
+def write_whole(path: str | Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """Have `write` make a file beside `path`, and move it there once it is whole.
 
     Args:
         path: The file; its folder is made.
         write: Called with the path of a new file, whose name ends as that of `path` does.
-        shared: Whether several processes may write it at the same time: each then makes a file of its own, and what
+        shared: Whether several processes may write it at the same time: each then makes another file, and what
             killed ones left there an hour ago is removed.
 
     Example:
@@ -41,15 +41,15 @@ def write_whole(path: str | Path, write: Callable[[Path], object], shared: bool 
 
 
 def _remove_stale(path: Path) -> None:
-    for left in path.parent.glob(f".partial-*-{path.name}"):
+    for partial in path.parent.glob(f".partial-*-{path.name}"):
         with suppress(FileNotFoundError):  # another process was faster
-            if time.time() - left.stat().st_mtime > STALE_SECONDS:
-                left.unlink()
+            if time.time() - partial.stat().st_mtime > STALE_SECONDS:
+                partial.unlink()
 
 
 @contextmanager
 def locked(folder: str | Path, refusal: str) -> Iterator[None]:
-    """Make a folder, and keep other processes that lock it out for as long as the block runs.
+    """Make a folder, and lock other processes out of it while the block runs.
 
     Raises:
         ValueError: With the text `refusal` if another process is in it; or if it is a file.

@@ -8,11 +8,7 @@ from typing import Any
 
 
 def lazy_names(package: str, modules: Mapping[str, str]) -> tuple[Callable[[str], Any], Callable[[], list[str]]]:
-    """Build the `__getattr__` and `__dir__` of a package (PEP 562).
-
-    Args:
-        package: Its `__name__`.
-        modules: The module of each public name.
+    """Build the `__getattr__` and `__dir__` of a package (PEP 562) from its name and the module of each public name.
 
     Example:
         >>> get, names = lazy_names("shapes", {"sqrt": "math", "pi": "math"})

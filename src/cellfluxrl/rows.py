@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -29,7 +30,7 @@ class Rows:
 
     def map(self, function: Callable[[Any], Any]) -> Self:
         """The same columns, each put through a function."""
-        return _zipped(type(self), [self], lambda columns: function(columns[0]))
+        return _zipped([self], lambda columns: function(columns[0]))
 
     def take(self, rows: Any) -> Self:
         """These rows only: indices, a slice or a mask."""
@@ -39,7 +40,12 @@ class Rows:
 
     def empty(self, count: int) -> Self:
         """`count` rows of the same kind, to be filled by [`put`]."""
-        return self.map(lambda column: _empty_like(column, count))
+
+        def empty_like(column: Any) -> Any:
+            shape = (count, *column.shape[1:])
+            return column.new_empty(shape) if isinstance(column, torch.Tensor) else np.empty(shape, column.dtype)
+
+        return self.map(empty_like)
 
     def put(self, rows: Any, part: Self) -> None:
         """Write another's rows into these."""
@@ -49,63 +55,47 @@ class Rows:
 
     def tensors(self) -> dict[str, Any]:
         """All columns in one flat dictionary, `"field"` or `"field/key"`: to be gathered or saved."""
-        return {"/".join(path): column for path, column in _leaves((), self)}
+        return _flat(vars(self))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Any]) -> Self:
-        """Undo [`tensors`]; what is missing is an empty dictionary or `None`, as the field allows."""
-        fields: dict[str, Any] = {}
+        """Undo [`tensors`]; a field of which nothing is there keeps its default, a dictionary is empty."""
+        hints, columns = typing.get_type_hints(cls), dict(tensors)
         for field in dataclasses.fields(cls):  # type: ignore[arg-type]
-            inner = {
-                name.removeprefix(f"{field.name}/"): column
-                for name, column in tensors.items()
-                if name.startswith(f"{field.name}/")
-            }
-            kind = field.metadata.get("rows")
-            if field.name in tensors:
-                fields[field.name] = tensors[field.name]
-            elif kind is not None:
-                fields[field.name] = kind.from_tensors(inner)
-            elif inner or str(field.type).startswith("dict"):
-                fields[field.name] = inner
-        return cls(**fields)
+            hint = hints[field.name]
+            is_dict = typing.get_origin(hint) is dict
+            if is_dict or (isinstance(hint, type) and issubclass(hint, Rows)):
+                names = [name for name in columns if name.startswith(f"{field.name}/")]
+                inner = {name.removeprefix(f"{field.name}/"): columns.pop(name) for name in names}
+                columns[field.name] = inner if is_dict else hint.from_tensors(inner)
+        return cls(**columns)
 
     @classmethod
     def cat(cls, parts: Sequence[Self], dim: int = 0) -> Self:
         """Join the rows of several, or along another axis."""
 
         def join(columns: list[Any]) -> Any:
-            if isinstance(columns[0], torch.Tensor):
-                return torch.cat(columns, dim=dim)
-            return np.concatenate(columns, axis=dim)
+            return (torch.cat if isinstance(columns[0], torch.Tensor) else np.concatenate)(columns, dim)
 
-        return _zipped(cls, list(parts), join)
+        return _zipped(list(parts), join)
 
 
-def _zipped(kind: type, parts: list[Any], function: Callable[[list[Any]], Any]) -> Any:
-    def mapped(columns: list[Any]) -> Any:
-        first = columns[0]
-        if first is None:
-            return None
-        if isinstance(first, Mapping):
-            return {key: mapped([column[key] for column in columns]) for key in first}
-        if isinstance(first, Rows):
-            return _zipped(type(first), columns, function)
-        return function(columns)
-
-    return kind(**{f.name: mapped([getattr(part, f.name) for part in parts]) for f in dataclasses.fields(kind)})
+def _zipped(parts: list[Any], function: Callable[[list[Any]], Any]) -> Any:
+    """Call a function with each column of several rows, and build the same rows of what it returns."""
+    first = parts[0]
+    if isinstance(first, Rows):
+        return type(first)(**_zipped([vars(part) for part in parts], function))
+    if isinstance(first, Mapping):
+        return {key: _zipped([part[key] for part in parts], function) for key in first}
+    return None if first is None else function(parts)
 
 
-def _leaves(path: tuple[str, ...], value: Any) -> list[tuple[tuple[str, ...], Any]]:
-    if value is None:
-        return []
-    if isinstance(value, Rows):
-        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}  # type: ignore[arg-type]
-    if isinstance(value, Mapping):
-        return [leaf for key, inner in value.items() for leaf in _leaves((*path, key), inner)]
-    return [(path, value)]
-
-
-def _empty_like(column: Any, count: int) -> Any:
-    shape = (count, *column.shape[1:])
-    return column.new_empty(shape) if isinstance(column, torch.Tensor) else np.empty(shape, column.dtype)
+def _flat(columns: Mapping[str, Any]) -> dict[str, Any]:
+    flat = {}
+    for name, column in columns.items():
+        inner = vars(column) if isinstance(column, Rows) else column
+        if isinstance(inner, Mapping):
+            flat |= {f"{name}/{key}": values for key, values in _flat(inner).items()}
+        elif inner is not None:
+            flat[name] = inner
+    return flat

@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 UNLIMITED = 100_000  # of a file or a pipe, where a row stays one line
 NUMBER = re.compile(r"[-+±–<>\d]")
 GAP, NARROWEST = "  ", 16
+MOST_LINES = 10
 
 
 def text_table(table: pd.DataFrame, width: int | None = None) -> str:
-    """Write a table as text: text to the left, numbers to the right, no line longer than the terminal.
+    """Write a table, without its index, as text: text to the left, numbers to the right.
 
-    Columns that do not fit go below the others, with the first column repeated; a text too long for a line of its own
-    is wrapped.
-
-    Args:
-        table: Without its index.
-        width: Characters in a line; by default the terminal's, and unlimited in a file or a pipe.
+    No line is longer than `width`, by default that of the terminal and unlimited in a file or a pipe. Columns that do
+    not fit go below the others, with the first column repeated; a text that is longer than a line is wrapped.
 
     Example:
         >>> import pandas as pd
@@ -43,10 +40,9 @@ def text_table(table: pd.DataFrame, width: int | None = None) -> str:
         if _width(column) + len(GAP) > room and len(blocks[-1]) > 1:
             blocks.append([first])
             room = width - _width(first)
-        if _width(column) + len(GAP) > room:
-            column = _wrapped(column, max(room - len(GAP), NARROWEST))
-        blocks[-1].append(column)
-        room -= _width(column) + len(GAP)
+        fits = _width(column) + len(GAP) <= room
+        blocks[-1].append(column if fits else _wrapped(column, max(room - len(GAP), NARROWEST)))
+        room -= _width(blocks[-1][-1]) + len(GAP)
     return "\n\n".join("\n".join(_lines(block)) for block in blocks)
 
 
@@ -70,13 +66,19 @@ def _width(cells: list[list[str]]) -> int:
     return len(cells[0][0])
 
 
-def _lines(block: Sequence[list[list[str]]]) -> list[str]:
+def _lines(block: list[list[list[str]]]) -> list[str]:
     lines = []
     for row in zip(*block, strict=True):
         for k in range(max(map(len, row))):
             parts = [cell[k] if k < len(cell) else " " * len(cell[0]) for cell in row]
             lines.append((GAP + GAP.join(parts)).rstrip())
     return lines
+
+
+def first_lines(lines: Sequence[str]) -> str:
+    """The first lines of many, indented, and how many more there are."""
+    more = [f"... and {len(lines) - MOST_LINES} more"] if len(lines) > MOST_LINES else []
+    return "\n".join(f"  {line}" for line in [*lines[:MOST_LINES], *more])
 
 
 def print_json(result: Mapping[str, Any]) -> None:

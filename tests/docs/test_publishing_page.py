@@ -61,9 +61,9 @@ def test_paths_that_the_page_links_to_exist():
 
 
 def test_every_option_that_the_page_names_exists():
-    from cellfluxrl.commands import pretrain, push
+    from cellfluxrl.commands import push, training
 
-    known = push.parser().format_help() + pretrain.parser().format_help()
+    known = push.parser().format_help() + training.PARSERS["pretrain"]().format_help()
     for name in set(re.findall(r"--[a-z_]+", PAGE)) - {"--pipeline", "--config"}:
         assert name in known, name
 

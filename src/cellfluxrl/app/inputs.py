@@ -21,29 +21,17 @@ MAX_SMILES = 500  # characters
 
 @dataclass(frozen=True)
 class ControlChoices:
-    """Control cells of which one is chosen.
+    """Control cells to choose from."""
 
-    Args:
-        images: `(N, C, H, W)`; float32 in [0, 1], channels in the network's order.
-        names: What each is called.
-    """
-
-    images: np.ndarray
+    images: np.ndarray  # (N, C, H, W), float32 in [0, 1], channels in the network's order
     names: list[str]
 
 
 def example_controls(models: Models, controls: str | None = None) -> ControlChoices | None:
-    """Controls to start with: of a folder or data set, or simulated ones for a network of their channels.
-
-    Args:
-        models: Whose channels and image size.
-        controls: As [`open_controls`] takes them.
-
-    Returns:
-        [`ControlChoices`], or `None` where no control can be simulated.
+    """Controls to start with: of a folder or data set, else simulated, or `None` where none can be simulated.
 
     Raises:
-        ValueError: If none of `controls` can be used.
+        ValueError: If none of `controls` can be used, which [`open_controls`] reads.
     """
     names, size = models.pipe.channel_names, models.image_size
     if controls is not None:
@@ -59,16 +47,12 @@ def example_controls(models: Models, controls: str | None = None) -> ControlChoi
 
 
 def read_controls(path: str | Path, models: Models, channels: str = "") -> ControlChoices:
-    """Read and check the controls of an uploaded file.
+    """Read and check the controls of an uploaded file, at most `EXAMPLES`.
 
     Args:
         path: A PNG, TIFF, `.npy` or `.npz`, as [`images_of_files`] reads them.
-        models: Whose channels and image size are needed.
-        channels: The channels of the file, in order, with commas between them, where they are others than the
-            network's.
-
-    Returns:
-        All images of the file, `EXAMPLES` at most.
+        models: The pipelines that the controls are for.
+        channels: The channels of the file, in order, separated by commas; by default those of the network.
 
     Raises:
         ValueError: If the file cannot be used; says why, for somebody who has never seen the code.
@@ -89,9 +73,9 @@ def read_controls(path: str | Path, models: Models, channels: str = "") -> Contr
         opened = images_of_files(path, found, moa=CONTROL)
         images = [opened.read(row) for row in range(min(len(opened.rows), EXAMPLES))]
     except (ValueError, OSError, EOFError) as error:
-        said = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other
-        said = said.replace(f"{path.parent}/", "")  # a folder of the server, which means nothing to its visitor
-        raise ValueError(said if path.name in said else f"{path.name}: {said}") from error
+        reason = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other
+        reason = reason.replace(f"{path.parent}/", "")  # a folder of the server, which means nothing to its visitor
+        raise ValueError(reason if path.name in reason else f"{path.name}: {reason}") from error
     order = [found.index(name) for name in needed]
     images = [unit_floats(image)[order] for image in images]
     for image in images:
@@ -116,25 +100,22 @@ def _check_control(image: np.ndarray, name: str, models: Models) -> None:
 
 
 def compound_choices(models: Models) -> list[tuple[str, str]]:
-    """What is shown of each known compound and its name, those of one mechanism together."""
+    """The label and the name of each known compound, those of one mechanism together."""
     table = models.pipe.encoder.config.compounds
     moas = {name: entry.get("moa") or "mechanism not known" for name, entry in table.items()}
     return [(f"{name} ({moas[name]})", name) for name in sorted(table, key=lambda n: (moas[n], n.lower()))]
 
 
 def check_smiles(smiles: str, models: Models) -> str | None:
-    """See that a structure can be read.
-
-    Returns:
-        The name of the known compound that it is, or `None`.
+    """The name of the known compound that a structure is, or `None`.
 
     Raises:
-        ValueError: If it cannot be read; says why, and points at the character where it can.
+        ValueError: If the structure cannot be read; says why and, if possible, at which character.
     """
     if not smiles.strip():
         raise ValueError("there is no SMILES yet: paste one, such as CC(=O)Oc1ccccc1C(=O)O for aspirin")
     if len(smiles) > MAX_SMILES:
-        raise ValueError(f"the SMILES has {len(smiles):,} characters; at most {MAX_SMILES} are taken")
+        raise ValueError(f"the SMILES has {len(smiles):,} characters; at most {MAX_SMILES} are allowed")
     read_molecule(smiles)
     from rdkit import Chem
 

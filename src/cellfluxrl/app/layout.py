@@ -138,7 +138,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
 
 
 def launch(
-    app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, wait: bool = True
+    app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, browser: bool = False, wait: bool = True
 ) -> str:
     """Serve the page.
 
@@ -181,9 +181,7 @@ def launch(
     return app.local_url
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Panels: each builds its part of the page, wires what concerns itself, and returns what the others read
-# --------------------------------------------------------------------------------------------------------------------
+# Each panel builds its part of the page, wires what concerns itself, and returns what the others read.
 
 
 def _step(number: int, title: str, text: str = "") -> None:
@@ -222,27 +220,27 @@ def _control_panel(models: Models, examples: ControlChoices | None) -> list[gr.S
                 )
     choices, chosen = gr.State(examples), gr.State(0 if examples else None)
 
-    def take(path: str | None, own_channels: str) -> list[Any]:
+    def load(path: str | None, file_channels: str) -> list[Any]:
         if path is None:
-            own = examples
+            loaded = examples
         else:
             try:
-                own = read_controls(path, models, own_channels)
+                loaded = read_controls(path, models, file_channels)
             except ValueError as error:
                 advice = (
                     f"No control is chosen now: pick one of the cells above, or upload {UPLOADS}. For a file with "
                     "other channels, name them in the field below, and press Enter."
                 )
                 return [gr.skip(), None, gr.update(selected_index=-1), alert(error, advice)]
-        first = 0 if own else None
-        shown = gr.update(value=gallery_pictures(own, names) if own else None, selected_index=first)
-        return [own, first, shown, _preview(own, first, names)]
+        first = 0 if loaded else None
+        shown = gr.update(value=gallery_pictures(loaded, names) if loaded else None, selected_index=first)
+        return [loaded, first, shown, _preview(loaded, first, names)]
 
-    def pick(own: ControlChoices, event: gr.SelectData) -> list[Any]:
-        return [event.index, _preview(own, event.index, names)]
+    def pick(offered: ControlChoices, event: gr.SelectData) -> list[Any]:
+        return [event.index, _preview(offered, event.index, names)]
 
     outputs = [choices, chosen, gallery, message]
-    gr.on([file.upload, file.clear, channels.submit], take, [file, channels], outputs, **QUIET)
+    gr.on([file.upload, file.clear, channels.submit], load, [file, channels], outputs, **QUIET)
     gallery.select(pick, [choices], [chosen, message], **QUIET)
     return [choices, chosen]
 
@@ -296,8 +294,8 @@ def _compound_panel(models: Models) -> list[gr.components.Component]:
         return compound_html(models, None if kind == PASTED else name, text)
 
     def draw_pasted(text: str) -> list[Any]:
-        own = moa_of_smiles(text, models)
-        return [compound_html(models, None, text), own if own in models.scored_moas else gr.skip()]
+        known_moa = moa_of_smiles(text, models)
+        return [compound_html(models, None, text), known_moa if known_moa in models.scored_moas else gr.skip()]
 
     mode.change(switch, [mode, compound, smiles], [compound, smiles, moa, structure], **QUIET)
     compound.change(draw, [mode, compound, smiles], structure, trigger_mode="always_last", **QUIET)
@@ -340,7 +338,7 @@ def _sampling_panel(models: Models) -> list[gr.components.Component]:
 
 
 def _results_panel(models: Models) -> dict[str, gr.components.Component]:
-    """What is seen of a result, by name."""
+    """The components that show a result, by name."""
     names = models.pipe.channel_names
     last = len(TIMES) - 1
     result = gr.State(None)
@@ -351,7 +349,7 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
             with gr.Column(scale=7, min_width=300):
                 channel = gr.Radio([ALL_CHANNELS, *names], value=ALL_CHANNELS, label="Show", elem_id="cf-channel")
             with gr.Column(scale=3, min_width=240):
-                outlines = gr.Checkbox(True, label="Outlines of nuclei and cells", elem_id="cf-outlines")
+                outlines = gr.Checkbox(value=True, label="Outlines of nuclei and cells", elem_id="cf-outlines")
         cells = gr.HTML(elem_id="cf-cells")
         frame = gr.Slider(
             0,
@@ -368,8 +366,10 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
             png = gr.DownloadButton("Pictures (PNG)", size="md", min_width=150, elem_id="cf-png")
             scores = gr.DownloadButton("Scores (CSV)", size="md", min_width=150, elem_id="cf-scores")
 
-    def draw(own: Result | None, one: str, with_outlines: bool, t: float) -> Any:
-        return gr.skip() if own is None else cells_html(own, names, one, with_outlines, round(t * last))
+    def draw(shown_result: Result | None, channel: str, with_outlines: bool, t: float) -> Any:  # noqa: FBT001, from gradio
+        if shown_result is None:
+            return gr.skip()
+        return cells_html(shown_result, names, channel, with_outlines=with_outlines, frame=round(t * last))
 
     gr.on(
         [channel.change, outlines.change, frame.change],
@@ -425,7 +425,7 @@ def _generated(models: Models, values: tuple, progress: gr.Progress, folder: Pat
         summary_html(models, result),
         gr.update(visible=True),
         gr.update(value=1),
-        cells_html(result, models.pipe.channel_names, channel, with_outlines, len(TIMES) - 1),
+        cells_html(result, models.pipe.channel_names, channel, with_outlines=with_outlines, frame=len(TIMES) - 1),
         statistics_html(models, result) + rewards_html(models, result),
         *map(str, write_downloads(models, result, folder)),
     ]

@@ -16,18 +16,11 @@ DEMO_PIPELINE = Path("runs/demo/pipeline")
 
 @dataclass(frozen=True)
 class Models:
-    """What the app generates with.
+    """A pipeline and, if there is one, the base that it was post-trained from; each with its folder or name."""
 
-    Args:
-        pipe: The pipeline; it may have no rewards.
-        pipe_name: Its folder, or its name on the Hub.
-        base: What it was post-trained from, with the rewards of `pipe`, so that both choose and are scored alike.
-        base_name: Its folder or name.
-    """
-
-    pipe: CellFluxRLPipeline
+    pipe: CellFluxRLPipeline  # with rewards or without
     pipe_name: str
-    base: CellFluxRLPipeline | None = None
+    base: CellFluxRLPipeline | None = None  # has the rewards of `pipe`, so that both choose and are scored alike
     base_name: str | None = None
 
     @property
@@ -47,18 +40,16 @@ class Models:
     def scored_moas(self) -> list[str]:
         """The mechanisms of which the rewards know real cells."""
         suite = self.pipe.rewards
-        if suite is None:
-            return []
-        return [moa for moa, count in zip(suite.moas, suite.count.tolist(), strict=True) if count]
+        counts = {} if suite is None else dict(zip(suite.moas, suite.count.tolist(), strict=True))
+        return [moa for moa, count in counts.items() if count]
 
 
-def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool = False) -> Models:
-    """Load what the app generates with.
+def load_models(pipeline: str | None = None, base: str | None = None, *, cpu: bool = False) -> Models:
+    """Load a pipeline and its base, each a folder or `"org/name"` on the Hub.
 
     Args:
-        pipeline: Folder, or `"org/name"` on the Hub. By default the demo's, `runs/demo/pipeline`, or where there is
-            none the base that ships with the package.
-        base: Likewise; by default the one that the demo's pipeline was post-trained from.
+        pipeline: By default the demo's, `runs/demo/pipeline`, or where there is none the base in the package.
+        base: By default the one that the demo's pipeline was post-trained from.
         cpu: Stay on the CPU even where a GPU is found.
 
     Raises:
@@ -67,7 +58,7 @@ def load_models(pipeline: str | None = None, base: str | None = None, cpu: bool 
     if pipeline is None:
         pipeline = str(DEMO_PIPELINE if DEMO_PIPELINE.is_dir() else SHIPPED_BASE)
     base = base or find_base(pipeline)
-    device = choose_device(cpu)
+    device = choose_device(cpu=cpu)
     pipe = _load(pipeline).to(device)
     if pipe.unet.config.condition_dim is None:
         raise ValueError(f"the network of {pipeline!r} is unconditional: there is no compound to choose")
@@ -102,11 +93,14 @@ def _load(name: str) -> CellFluxRLPipeline:
 
 
 def _check_base(base: CellFluxRLPipeline, name: str, pipe: CellFluxRLPipeline) -> None:
-    for what in ("channel_names", "condition_dim"):
-        found, wanted = base.unet.config[what], pipe.unet.config[what]
-        if found != wanted:
-            raise ValueError(f"the base {name!r} has {what} {found}, the pipeline {wanted}: they cannot be compared")
-    for what in ("radius", "num_bits", "log_dose"):
-        found, wanted = base.encoder.config[what], pipe.encoder.config[what]
-        if found != wanted:
-            raise ValueError(f"the base {name!r} encodes compounds with {what}={found}, the pipeline with {wanted}")
+    for component, keys in (
+        ("unet", ("channel_names", "condition_dim")),
+        ("encoder", ("radius", "num_bits", "log_dose")),
+    ):
+        for key in keys:
+            found, wanted = getattr(base, component).config[key], getattr(pipe, component).config[key]
+            if found != wanted:
+                raise ValueError(
+                    f"the {component} of the base {name!r} has {key}={found!r}, that of the pipeline {wanted!r}: "
+                    "they cannot be compared"
+                )

@@ -21,7 +21,7 @@ from cellfluxrl.rewards.real_range import REAL_RANGE
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, make_segmenter
 from cellfluxrl.seeding import seeded_generator
 
-# The last two are from modules of their own; scripts and Spaces look for them here.
+# `example_controls` and `load_models` are here for scripts and Spaces that import them from this module.
 __all__ = ["Result", "Row", "Sampling", "Statistic", "example_controls", "generate", "load_models"]
 
 MAX_IMAGES, MAX_CANDIDATES, MAX_STEPS = 8, 16, 50  # of one request
@@ -32,7 +32,7 @@ TIMES = tuple(k / 20 for k in range(21))  # of the trajectory
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many images are generated, and how; as in [`CellFluxRLPipeline.__call__`]."""
+    """How many images are generated, and how, as in [`CellFluxRLPipeline.__call__`]."""
 
     num_images: int = 4
     best_of_n: int = 4
@@ -52,44 +52,31 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Row:
-    """Cells that one pipeline has generated, or the control.
+    """Cells that one pipeline has generated, or the control."""
 
-    Args:
-        images: `(N, C, H, W)`; in [-1, 1].
-        masks: Their nuclei and cells, where there is something to find them with.
-        trajectory: `(T, N, C, H, W)`; at `TIMES`.
-        measured: What the rewards see in them.
-        rewards: Each reward and `"combined"`, of shape `(N,)`.
-        within_range: `(N,)`; whether each is within the range of real cells.
-        selected: `(N,)`; which of its candidates each is.
-    """
-
-    images: torch.Tensor
-    masks: Masks | None = None
-    trajectory: torch.Tensor | None = None
-    measured: Measured | None = None
-    rewards: dict[str, torch.Tensor] | None = None
-    within_range: torch.Tensor | None = None
-    selected: torch.Tensor | None = None
+    images: torch.Tensor  # (N, C, H, W), in [-1, 1]
+    masks: Masks | None = None  # where there is something to find nuclei and cells with
+    trajectory: torch.Tensor | None = None  # (T, N, C, H, W), at `TIMES`
+    measured: Measured | None = None  # by the rewards
+    rewards: dict[str, torch.Tensor] | None = None  # each reward and "combined", (N,)
+    within_range: torch.Tensor | None = None  # (N,), whether each is within the range of real cells
+    selected: torch.Tensor | None = None  # (N,), which of its candidates each is
 
 
 @dataclass(frozen=True)
 class Result:
-    """Everything about one generation.
+    """Everything about one generation."""
 
-    Args:
-        control: The one control.
-        rows: What was generated of it, by the titles of [`Models.rows`].
-        treatment: What the cells are treated with, with all that is known of it.
-        sampling: How many images were generated, and how.
-        control_name: What the control is called.
-    """
-
-    control: Row
-    rows: dict[str, Row]
-    treatment: Treatment
+    control: Row  # one image
+    rows: dict[str, Row]  # what was generated of it, by the titles of [`Models.rows`]
+    treatment: Treatment  # with all that is known of the compound
     sampling: Sampling
     control_name: str
+
+    @property
+    def every_row(self) -> dict[str, Row]:
+        """The control and what was generated of it, by title."""
+        return {"Control": self.control, **self.rows}
 
     @property
     def moa(self) -> str | None:
@@ -110,7 +97,7 @@ def generate(
     Args:
         models: The pipelines.
         control: `(C, H, W)`; in [0, 1].
-        control_name: What it is called.
+        control_name: Its name.
         treatment: A compound by name, or `PASTED_NAME` with a `smiles` and, if wanted, a `moa`.
         sampling: How many images, and how.
         on_progress: Called with the share of the work that is done.
@@ -179,8 +166,8 @@ def _generate_row(
     masks = _segment(pipe, images)
     if moa is None:
         return Row(images, masks, trajectory)
-    of_each = as_model_images(control[None], pipe.channel_names).expand_as(images)
-    measured = pipe.rewards.measure(images, [moa] * len(images), context=Context(control=of_each))
+    controls = as_model_images(control[None], pipe.channel_names).expand_as(images)
+    measured = pipe.rewards.measure(images, [moa] * len(images), context=Context(control=controls))
     rewards = {name: values.cpu() for name, values in output.rewards.items()}
     return Row(images, masks, trajectory, measured, rewards, output.within_range.cpu(), output.selected)
 
@@ -206,20 +193,13 @@ def _resolve(models: Models, treatment: Treatment) -> tuple[Treatment, torch.Ten
 
 @dataclass(frozen=True)
 class Statistic:
-    """One statistic of real cells of a mechanism, and of the generated ones.
+    """One statistic of real cells of a mechanism, and of the control and each row of generated cells."""
 
-    Args:
-        name: As in [`RewardSuite.statistic_names`].
-        real: `(400,)`; of real cells.
-        low, high: What 95 % of them lie between.
-        values: Of the cells of each row, and of `"Control"`; NaN where there is nothing to measure.
-    """
-
-    name: str
-    real: np.ndarray
-    low: float
+    name: str  # as in [`RewardSuite.statistic_names`]
+    real: np.ndarray  # (400,)
+    low: float  # 95 % of `real` lie between `low` and `high`
     high: float
-    values: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]  # NaN where there is nothing to measure
 
 
 def compare_statistics(models: Models, result: Result) -> list[Statistic]:
@@ -227,13 +207,12 @@ def compare_statistics(models: Models, result: Result) -> list[Statistic]:
     suite = models.pipe.rewards
     k = suite.moas.index(result.moa)
     real = (suite.mean[k] + suite.std[k] * suite.reference[k]).cpu().numpy()
-    measured = {"Control": result.control.measured, **{title: row.measured for title, row in result.rows.items()}}
     return [
         Statistic(
             name,
             real[:, column],
             *np.quantile(real[:, column], REAL_RANGE).tolist(),
-            {title: own.values[:, column].cpu().numpy() for title, own in measured.items()},
+            {title: row.measured.values[:, column].cpu().numpy() for title, row in result.every_row.items()},
         )
         for column, name in enumerate(suite.statistic_names)
     ]

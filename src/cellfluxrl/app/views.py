@@ -36,14 +36,9 @@ ALL_CHANNELS = "all channels"
 PICTURE_PIXELS = 192  # of the shorter side, at least; about the size on the page, so that outlines stay whole
 ROW_COLORS = {"Base": COLORS[0], "After RL": COLORS[1], "Generated": COLORS[1], "Control": "#666666"}
 ROW_MARKERS = {"Base": "s", "After RL": "o", "Generated": "o", "Control": "x"}
-ROW_SIGNS = {"Base": "■", "After RL": "●", "Generated": "●", "Control": "✕"}
+SIGNS = {"s": "■", "o": "●", "x": "✕"}
 REAL_COLOR = "#9a9a9a"
 UPLOADS = "a PNG in RGB (red is the last channel), or a TIFF, .npy or .npz with channels before height and width"
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Messages
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def alert(message: object, advice: str = "") -> str:
@@ -55,12 +50,13 @@ def alert(message: object, advice: str = "") -> str:
 
 
 def _sentence(text: str) -> str:
-    # Messages of the package begin in lower case; a name, such as RDKit or taxol.png, is left as it is.
-    return text if not text[:1].islower() or "." in text.split(":")[0].split(" ")[0] else text[0].upper() + text[1:]
+    # Messages of the package begin in lower case; the name of a file, such as taxol.png, is left as it is.
+    begins_with_file = "." in text.partition(":")[0].partition(" ")[0]
+    return text if begins_with_file else text[:1].upper() + text[1:]
 
 
 def empty_state() -> str:
-    """What stands in the place of the results before there are any."""
+    """What is shown before there are results."""
     return (
         '<div class="cf-empty"><div class="cf-arrow" aria-hidden="true">control <span>→</span> treated</div>'
         "<h2>No cells generated yet</h2>"
@@ -70,27 +66,13 @@ def empty_state() -> str:
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Pictures
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def pictures(
-    images: torch.Tensor,
-    channel_names: Sequence[str],
-    channel: str = ALL_CHANNELS,
-    masks: Masks | None = None,
+    images: torch.Tensor, channel_names: Sequence[str], channel: str = ALL_CHANNELS, masks: Masks | None = None
 ) -> np.ndarray:
-    """Show images in colour (actin red, tubulin green, DNA blue) or one channel in grey, enlarged into squares.
-
-    Args:
-        images: `(N, C, H, W)`; in [-1, 1].
-        channel_names: The channels, in order.
-        channel: The one that is shown.
-        masks: Whose outlines are drawn: nuclei white, cells yellow.
+    """Images, `(N, C, H, W)` in [-1, 1], in colour or one channel in grey, enlarged, with the outlines of masks.
 
     Returns:
-        `np.ndarray` of shape `(N, scale * H, scale * W, 3)`, uint8 RGB.
+        `(N, scale * H, scale * W, 3)`, uint8 RGB; actin is red, tubulin green, DNA blue.
     """
     if channel == ALL_CHANNELS:
         colors = channel_colors(len(channel_names))
@@ -122,62 +104,46 @@ def _channel_caption(channel: str, channel_names: Sequence[str]) -> str:
     return f'<i class="cf-dot" style="background: rgb{color}"></i>{html.escape(channel)}'
 
 
-def cells_html(result: Result, channel_names: Sequence[str], channel: str, with_outlines: bool, frame: int) -> str:
-    """The control above the cells that each pipeline has generated of it, at one time of the way.
+def cells_html(result: Result, channel_names: Sequence[str], channel: str, *, with_outlines: bool, frame: int) -> str:
+    """The control above the cells that each pipeline has generated of it, at one of `TIMES`.
 
-    Args:
-        result: What to show.
-        channel_names: The channels, in order.
-        channel: The one to show, or `ALL_CHANNELS`.
-        with_outlines: Whether to outline nuclei and cells; only the ends of the way have them.
-        frame: Which of `TIMES`; the last shows the generated images.
+    Only the control and the generated images, which are the last frame, have outlines and scores.
     """
     is_end = frame == len(TIMES) - 1
-    control = _row_html("Control", result.control, channel_names, channel, with_outlines, None, result.control_name)
-    parts = []
-    for title, row in result.rows.items():
-        note = result.treatment.label + ("" if is_end else f", on the way (t = {TIMES[frame]:.2f})")
-        own_frame = None if is_end else frame
-        parts.append(_row_html(title, row, channel_names, channel, with_outlines, own_frame, note))
-    legend = _legend(channel_names, channel, with_outlines, result.moa is not None)
-    return f'<div class="cf-rows"><div class="cf-first">{control}{legend}</div>{"".join(parts)}</div>'
+    note = result.treatment.label + ("" if is_end else f", on the way (t = {TIMES[frame]:.2f})")
+    sections = []
+    for title, row in result.every_row.items():
+        shown = row if is_end or title == "Control" else Row(row.trajectory[frame])
+        row_pictures = pictures(shown.images, channel_names, channel, shown.masks if with_outlines else None)
+        label = result.control_name if title == "Control" else note
+        sections.append(_row_html(title, shown, row_pictures, label, channel))
+    legend = _legend(channel_names, channel, with_outlines=with_outlines, is_scored=result.moa is not None)
+    return f'<div class="cf-rows"><div class="cf-first">{sections[0]}{legend}</div>{"".join(sections[1:])}</div>'
 
 
-def _row_html(
-    title: str,
-    row: Row,
-    channel_names: Sequence[str],
-    channel: str,
-    with_outlines: bool,
-    frame: int | None,
-    note: str,
-) -> str:
-    images = row.images if frame is None else row.trajectory[frame]
-    masks = row.masks if with_outlines and frame is None else None
-    shown = pictures(images, channel_names, channel, masks)
+def _row_html(title: str, row: Row, row_pictures: np.ndarray, note: str, channel: str) -> str:
     figures = []
-    for i, picture in enumerate(shown):
+    for i, picture in enumerate(row_pictures):
         caption, description = "", f"{title}: {note}, {channel}"
         if title == "Control":
             caption = html.escape(note)
-        elif frame is None and row.rewards is not None:
+        elif row.rewards is not None:
             is_inside = bool(row.within_range[i])
             mark = '<b class="cf-in">✓</b> in range' if is_inside else '<b class="cf-out">✕</b> outside'
             caption = f"{row.rewards['combined'][i]:.2f} · {mark}"
             description += f", image {i + 1}, combined reward {row.rewards['combined'][i]:.2f}"
         figures.append(_figure(picture, caption, description))
     dot = f'<i class="cf-dot" style="background: {ROW_COLORS[title]}"></i>'
-    beside = "" if title == "Control" else f" <small>{html.escape(note)}</small>"
-    heading = f"<h3>{dot}{title}{beside}</h3>"
-    return f'<section>{heading}<div class="cf-cells">{"".join(figures)}</div></section>'
+    subtitle = "" if title == "Control" else f" <small>{html.escape(note)}</small>"
+    return f'<section><h3>{dot}{title}{subtitle}</h3><div class="cf-cells">{"".join(figures)}</div></section>'
 
 
 def _figure(picture: np.ndarray, caption: str, description: str) -> str:
     caption = f"<figcaption>{caption}</figcaption>" if caption else ""
-    return f'<figure><img src="{_png_uri(picture)}" alt="{html.escape(description)}">{caption}</figure>'
+    return f"<figure>{_image_html('png', _png(picture), description)}{caption}</figure>"
 
 
-def _legend(channel_names: Sequence[str], channel: str, with_outlines: bool, is_scored: bool) -> str:
+def _legend(channel_names: Sequence[str], channel: str, *, with_outlines: bool, is_scored: bool) -> str:
     shown = []
     if channel == ALL_CHANNELS:
         named = reversed(list(zip(channel_names, channel_colors(len(channel_names)), strict=True)))
@@ -196,15 +162,15 @@ def _legend(channel_names: Sequence[str], channel: str, with_outlines: bool, is_
     return f'<div class="cf-legend">{"".join(lines)}</div>'
 
 
-def _png_uri(picture: np.ndarray) -> str:
+def _png(picture: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return buffer.getvalue()
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Compounds
-# --------------------------------------------------------------------------------------------------------------------
+def _image_html(kind: str, content: bytes, description: str) -> str:
+    encoded = base64.b64encode(content).decode()
+    return f'<img src="data:image/{kind};base64,{encoded}" alt="{html.escape(description)}">'
 
 
 def compound_html(models: Models, compound: str | None, smiles: str | None) -> str:
@@ -215,13 +181,10 @@ def compound_html(models: Models, compound: str | None, smiles: str | None) -> s
         try:
             known = check_smiles(smiles, models)
         except ValueError as error:
-            return alert(
-                error, "Correct the SMILES, or choose a known compound. Databases such as ChEMBL list SMILES."
-            )
-        caption = (
-            f"This is <b>{html.escape(known)}</b>." if known else "A structure that the pipeline has no name for."
-        )
-        return _molecule(smiles.strip(), caption)
+            advice = "Correct the SMILES, or choose a known compound. Databases such as ChEMBL list SMILES."
+            return alert(error, advice)
+        name = f"This is <b>{html.escape(known)}</b>." if known else "A structure that the pipeline has no name for."
+        return _molecule(smiles.strip(), name)
     entry = models.pipe.encoder.config.compounds[compound]
     moa = entry.get("moa") or "mechanism not known"
     return _molecule(entry["smiles"], f"<b>{html.escape(compound)}</b><br>{html.escape(moa)}")
@@ -235,18 +198,8 @@ def _molecule(smiles: str, caption: str) -> str:
     drawing.drawOptions().clearBackground = False
     rdMolDraw2D.PrepareAndDrawMolecule(drawing, Chem.MolFromSmiles(smiles))
     drawing.FinishDrawing()
-    image = _svg_image(drawing.GetDrawingText(), "structure")
+    image = _image_html("svg+xml", drawing.GetDrawingText().encode(), "structure")
     return f'<figure class="cf-molecule">{image}<figcaption>{caption}</figcaption></figure>'
-
-
-def _svg_image(svg: str, description: str) -> str:
-    encoded = base64.b64encode(svg.encode()).decode()
-    return f'<img src="data:image/svg+xml;base64,{encoded}" alt="{html.escape(description)}">'
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Comparison with real cells
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def summary_html(models: Models, result: Result) -> str:
@@ -290,11 +243,11 @@ def statistics_html(models: Models, result: Result) -> str:
         reward, words = rewards[statistic.name], _in_words(statistic)
         title = html.escape(reward.title)
         caption = f"<figcaption><b>{title}</b><small>{html.escape(reward.unit)}</small></figcaption>"
-        plot = _svg_image(_statistic_plot(statistic), f"{title}: {words}")
+        plot = _image_html("svg+xml", _statistic_plot(statistic), f"{title}: {words}")
         panels.append(f"<figure>{caption}{plot}<p>{words}</p></figure>")
     keys = "".join(
-        f'<span><b style="color: {ROW_COLORS[title]}">{ROW_SIGNS[title]}</b> {title}</span>'
-        for title in ("Control", *result.rows)
+        f'<span><b style="color: {ROW_COLORS[title]}">{SIGNS[ROW_MARKERS[title]]}</b> {title}</span>'
+        for title in result.every_row
     )
     return (
         f'<h3>Against real cells <small>{html.escape(result.moa)}</small></h3><p class="cf-keys">{keys}'
@@ -309,23 +262,23 @@ def _in_words(statistic: Statistic) -> str:
         known = values[np.isfinite(values)]
         above, below = int((known > statistic.high).sum()), int((known < statistic.low).sum())
         missing = len(values) - len(known)
-        said = [f"{above} above real cells"] * bool(above) + [f"{below} below"] * bool(below)
-        said += [f"{missing} without anything to measure"] * bool(missing)
-        if said and title != "Control":
-            parts.append(f"{title}: {', '.join(said)}, of {len(values)}.")
+        counts = {"above real cells": above, "below": below, "without anything to measure": missing}
+        found = [f"{count} {where}" for where, count in counts.items() if count]
+        if found and title != "Control":
+            parts.append(f"{title}: {', '.join(found)}, of {len(values)}.")
     return " ".join(parts) or "All within the range of real cells."
 
 
-def _statistic_plot(statistic: Statistic) -> str:
+def _statistic_plot(statistic: Statistic) -> bytes:
     """An SVG: the density of real cells, and a line of marks for each row."""
-    rows = list(statistic.values)
-    figure = Figure(figsize=(3.4, 1.15 + 0.2 * len(rows)), layout="constrained")
+    count = len(statistic.values)
+    figure = Figure(figsize=(3.4, 1.15 + 0.2 * count), layout="constrained")
     axes = styled(figure.add_subplot())
     finite = [values[np.isfinite(values)] for values in statistic.values.values()]
     low, high = np.quantile(statistic.real, [0.002, 0.998])
-    every = np.concatenate([[low, high], *finite])
-    pad = 0.05 * (every.max() - every.min() or 1)
-    at = np.linspace(every.min() - pad, every.max() + pad, 240)
+    ends = np.concatenate([[low, high], *finite])
+    pad = 0.05 * (np.ptp(ends) or 1)
+    at = np.linspace(ends.min() - pad, ends.max() + pad, 240)
     width = max(statistic.real.std() * 0.3, 1e-6)
     density = np.exp(-(((at[:, None] - statistic.real) / width) ** 2) / 2).mean(axis=1)
     axes.axvspan(statistic.low, statistic.high, color="#f0f0f0", linewidth=0)
@@ -337,13 +290,13 @@ def _statistic_plot(statistic: Statistic) -> str:
         heights = np.full(len(values), -0.28 - 0.34 * k)
         axes.plot(values, heights, ROW_MARKERS[title], color=ROW_COLORS[title], markersize=7, clip_on=False, **edge)
     axes.set_xlim(at[0], at[-1])
-    axes.set_ylim(-0.28 - 0.34 * (len(rows) - 1) - 0.25, 1.05)
+    axes.set_ylim(-0.28 - 0.34 * (count - 1) - 0.25, 1.05)
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines["left"].set_visible(False)
     axes.tick_params(labelsize=9, colors=TEXT_COLOR)
     axes.locator_params(axis="x", nbins=5)
-    buffer = io.StringIO()
+    buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", transparent=True)
     return buffer.getvalue()
 
@@ -370,22 +323,16 @@ def rewards_html(models: Models, result: Result) -> str:
         f'<div class="cf-scroll"><table class="cf-table"><thead><tr><th scope="col">Reward</th>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
         f'<p class="cf-note">Above real cells: {"; ".join(counts)}. These rewards are largest for one average cell; '
-        "real cells differ, and score lower. A value above theirs is no better biology: it is what choosing or "
+        "real cells differ, and score lower. A value above theirs is not better biology: it is what choosing or "
         "training for the reward buys.</p>"
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def scores_table(models: Models, result: Result) -> pd.DataFrame:
-    """One line an image, the control and the means of real cells included.
+    """One line for each image, the control and the means of real cells included.
 
-    Returns:
-        Where an image is from (`source`, `image`), how it was made, and where it was scored its rewards (`reward_NAME`
-        and `combined`), statistics (as they are measured) and `within_range`.
+    Columns: `source`, `image`, how it was made, and of scored images the rewards (`reward_NAME` and `combined`),
+    statistics (`measured_NAME`) and `within_range`.
     """
     treatment, sampling = result.treatment, result.sampling
     shared = {
@@ -401,7 +348,7 @@ def scores_table(models: Models, result: Result) -> pd.DataFrame:
         "guidance_scale": sampling.guidance_scale,
     }
     lines = []
-    for source, row in {"Control": result.control, **result.rows}.items():
+    for source, row in result.every_row.items():
         for i in range(len(row.images)):
             line = {"source": source.lower(), "image": i + 1, **shared}
             if row.selected is not None:
@@ -427,28 +374,25 @@ def write_downloads(models: Models, result: Result, folder: Path) -> tuple[Path,
     """Write what can be downloaded of a result.
 
     Returns:
-        A ZIP of OME-TIFFs (the images as they are, one plane a channel), a ZIP of PNGs (enlarged, with and without
-        outlines), and a CSV file of [`scores_table`].
+        A ZIP of OME-TIFFs (the images, one plane a channel), a ZIP of PNGs (enlarged, with and without outlines), and
+        a CSV file of [`scores_table`].
     """
     folder.mkdir(parents=True, exist_ok=True)
     names = models.pipe.channel_names
-    every = {"control": result.control, **{title.lower().replace(" ", "_"): row for title, row in result.rows.items()}}
+    rows = {title.lower().replace(" ", "_"): row for title, row in result.every_row.items()}
     tiffs, pngs, scores = (folder / name for name in ("images_tiff.zip", "pictures_png.zip", "scores.csv"))
     with zipfile.ZipFile(tiffs, "w") as archive:
-        for title, row in every.items():
+        for title, row in rows.items():
             for i, image in enumerate(to_uint8(row.images)):
                 path = folder / f"{title}_{i + 1}.ome.tiff"
                 write_image(path, image, names)
                 archive.write(path, path.name)
                 path.unlink()
     with zipfile.ZipFile(pngs, "w") as archive:
-        for title, row in every.items():
-            for ending, masks in (("", None), ("_outlines", row.masks)):
-                if ending and masks is None:
-                    continue
+        for title, row in rows.items():
+            drawn = {"": None} if row.masks is None else {"": None, "_outlines": row.masks}
+            for ending, masks in drawn.items():
                 for i, picture in enumerate(pictures(row.images, names, masks=masks)):
-                    buffer = io.BytesIO()
-                    Image.fromarray(picture).save(buffer, format="PNG")
-                    archive.writestr(f"{title}_{i + 1}{ending}.png", buffer.getvalue())
+                    archive.writestr(f"{title}_{i + 1}{ending}.png", _png(picture))
     scores_table(models, result).to_csv(scores, index=False)
     return tiffs, pngs, scores

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from cellfluxrl.arguments import CommandParser
 
 
-def app(argv: Sequence[str]) -> None:
-    """Open a web page on which treated cells are generated from a control and a compound.
+def main(argv: Sequence[str]) -> None:
+    r"""Open a web page on which treated cells are generated from a control and a compound.
 
     The page shows the cells with the outlines of nuclei and cells, how they compare with real ones, the way from the
     control to the result, and the base beside the pipeline; it serves this machine only, until it is interrupted with
@@ -20,7 +20,7 @@ def app(argv: Sequence[str]) -> None:
     Examples:
       cellfluxrl app
       cellfluxrl app --pipeline runs/rl --base runs/base --controls my_controls
-      cellfluxrl app --pipeline org/name --base org/base-name \\
+      cellfluxrl app --pipeline org/name --base org/base-name \
           --host 0.0.0.0 --port 8000
     """
     args = parser().parse_args(argv)
@@ -34,13 +34,14 @@ def app(argv: Sequence[str]) -> None:
     from cellfluxrl.app.models import load_models
 
     diffusers_logging.disable_progress_bar()
-    models = load_models(args.pipeline, args.base, args.cpu)
+    models = load_models(args.pipeline, args.base, cpu=args.cpu)
     print(f"pipeline: {models.pipe_name}\nbase: {models.base_name or 'none; --base FOLDER_OR_ID shows one beside it'}")
     launch(build_app(models, args.controls), args.host, args.port, browser=args.browser)
 
 
 def parser() -> CommandParser:
-    parser = CommandParser("cellfluxrl app", inspect.getdoc(app))
+    """The options of the command."""
+    parser = CommandParser("cellfluxrl app", inspect.getdoc(main))
     add = parser.add_argument
     add(
         "--pipeline",
@@ -74,6 +75,3 @@ def _check_port(host: str, port: int) -> None:
             raise ValueError(
                 f"cannot listen on {host}, port {port}: {error.strerror}; choose another --port"
             ) from None
-
-
-main = app

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import os
+import pkgutil
 import sys
 import traceback
 from collections.abc import Sequence
@@ -23,8 +23,9 @@ MISTAKE, UNEXPECTED, INTERRUPTED = 2, 1, 130
 
 
 def usage() -> str:
+    """The commands, and what they have in common."""
     parts = [
-        "usage: cellfluxrl COMMAND [options]     (cellfluxrl COMMAND --help tells them)",
+        "usage: cellfluxrl COMMAND [options]     (cellfluxrl COMMAND --help lists them)",
         list_commands({name: text for name, (_, text) in COMMANDS.items()}),
         filled("--debug shows the traceback of an error, --version the version."),
         filled(
@@ -37,12 +38,7 @@ def usage() -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command.
-
-    Returns:
-        The exit status: 0; 2 after a mistake of the user's and 1 after anything else that went wrong, either with one
-        line on standard error (and the traceback with `--debug`); 130 after an interruption.
-    """
+    """Run one command, and return the exit status, which `docs/cli.md` explains."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [argument for argument in arguments if argument != "--debug"]
@@ -59,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if arguments[0] not in COMMANDS:
             raise unknown_name("command", arguments[0], COMMANDS)
-        importlib.import_module(COMMANDS[arguments[0]][0]).main(arguments[1:])
+        pkgutil.resolve_name(f"cellfluxrl.commands.{COMMANDS[arguments[0]][0]}")(arguments[1:])
         sys.stdout.flush()  # a pipe that nobody reads any more is noticed here
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains once more when it ends
         return UNEXPECTED
     except KeyboardInterrupt:
         print(
-            "\ncellfluxrl: interrupted; what is finished is kept: the same command goes on (a training script with "
+            "\ncellfluxrl: interrupted; what is finished is kept: the same command resumes it (a training script with "
             "--resume_from_checkpoint latest)",
             file=sys.stderr,
         )
@@ -84,7 +80,7 @@ MISTAKES = (ValueError, OSError, ImportError, FloatingPointError)
 
 
 def described(error: Exception) -> str:
-    """A mistake as it is told; of what nobody foresaw the first line, its type, and how to see where it was."""
+    """The message of a mistake; of an unexpected error its type, its first line, and how to see the traceback."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, MISTAKES):
         return f"error: {text}"

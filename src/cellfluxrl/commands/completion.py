@@ -10,22 +10,12 @@ from cellfluxrl.arguments import CommandParser
 from cellfluxrl.errors import unknown_name
 
 SHELLS = ("bash", "zsh")
-# What these name lies in the file system; of the others only options are completed.
-FOLDERS = (
-    "pipeline",
-    "base",
-    "pretrained_model_name_or_path",
-    "suite",
-    "rewards",
-    "classifier",
-    "judge",
-    "against",
-    "dataset",
-)
-FILES = ("config", "table", "checkpoint", "dataset", "images", "controls", "compounds_file", "output")
+# Options whose values are paths; of the others only the names are completed.
+MODELS = ("pipeline", "base", "against", "pretrained_model_name_or_path", "suite", "rewards", "classifier", "judge")
+FILES = ("config", "table", "checkpoint", "images", "controls", "compounds_file", "output")
 
 
-def completion(argv: Sequence[str]) -> None:
+def main(argv: Sequence[str]) -> None:
     """Print a script that lets a shell complete commands, options and paths; it runs no Python when it completes.
 
     Examples:
@@ -39,17 +29,18 @@ def completion(argv: Sequence[str]) -> None:
 
     from cellfluxrl.commands.registry import full_parser
 
-    everything = full_parser()
-    for action in actions_of(everything):
-        if action.dest in FOLDERS or action.dest.endswith(("_dir", "folder")):
+    every_command = full_parser()
+    for action in actions_of(every_command):
+        if action.dest in MODELS or action.dest.endswith(("_dir", "folder", "dataset")):
             action.complete = shtab.DIRECTORY
         elif action.dest in FILES:
             action.complete = shtab.FILE
-    print(shtab.complete(everything, shell))
+    print(shtab.complete(every_command, shell))
 
 
 def parser() -> CommandParser:
-    parser = CommandParser("cellfluxrl completion", inspect.getdoc(completion))
+    """The options of the command."""
+    parser = CommandParser("cellfluxrl completion", inspect.getdoc(main))
     parser.add_argument("shell", help="bash or zsh")
     return parser
 
@@ -62,6 +53,3 @@ def actions_of(parser: argparse.ArgumentParser) -> Iterator[argparse.Action]:
                 yield from actions_of(command)
         else:
             yield action
-
-
-main = completion

@@ -6,34 +6,31 @@ import inspect
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from cellfluxrl.arguments import (
-    CommandParser,
-    add_json_option,
-    argument_parser,
-    option,
-    run_subcommand,
-)
+from cellfluxrl.arguments import CommandParser, add_json_option, argument_parser, option, run_subcommand
 from cellfluxrl.commands.push import print_address, repository_parser
 from cellfluxrl.terminal import print_json
 from cellfluxrl.training.options import parse_arguments
 
 CONTACT_SHEET = "contact_sheet.png"
+OF_EVERY_SOURCE = ("source", "output_dir", "split", "held_out", "num_proc", "license", "json")  # all others are of one
 
 
 @dataclass
 class BuildArguments:
+    """The options of `cellfluxrl data build`; those that are `None` are left to the source."""
+
     source: str = option("bbbc021", "'bbbc021', 'impa', 'folder', 'crops' or 'simulated'")
-    output_dir: str = option("data", "where the data set goes; an interrupted build goes on there")
+    output_dir: str = option("data", "where the data set goes; an interrupted build is resumed there")
     data_dir: str | None = option(None, "what the source reads; for bbbc021 default: OUTPUT_DIR/downloads")
     table: str | None = option(None, "CSV file that describes the crops (impa) or the images (folder)")
     plates: list[str] | None = option(None, "only these plates")
     split: str = option("plate", "'plate', 'cellflux', 'leave_one_compound_out', 'leave_one_batch_out' or 'published'")
     held_out: list[str] = option([], "plates, compound or batch of the test split")
     crop_size: int | None = option(None, "height and width of a crop in pixels of the image; default: 96")
-    image_size: int | None = option(None, "resize crops to this height and width; default: as they are cut")
+    image_size: int | None = option(None, "resize crops to this height and width; default: the size of the crop")
     nucleus_diameter: float | None = option(None, "typical diameter of a nucleus in pixels of the image")
     nucleus_channel: str | None = option(None, "folder: the channel that stains DNA; default: dna")
     control: str | None = option(None, "folder: the compound of untreated wells; default: DMSO")
@@ -46,17 +43,18 @@ class BuildArguments:
     num_plates: int | None = option(None, "simulated: plates")
     seed: int | None = option(None, "simulated: seed of everything that is random")
     num_proc: int = option(os.cpu_count() or 1, "processes that cut and encode")
-    json: bool = option(False, "print the result as JSON, and nothing else")
+    json: bool = option(default=False, help="print the result as JSON, and nothing else")
 
 
 def build_parser() -> CommandParser:
+    """The options of `build`."""
     return argument_parser(BuildArguments, "cellfluxrl data build", inspect.getdoc(build))
 
 
 def build(argv: Sequence[str]) -> None:
     """Write the cells of plates as Parquet, with their metadata.
 
-    The same command goes on where it was interrupted.
+    The same command resumes an interrupted build.
 
     Examples:
       cellfluxrl data build --source bbbc021 --plates Week4_27801 Week4_27821 --output_dir bbbc021
@@ -68,21 +66,18 @@ def build(argv: Sequence[str]) -> None:
     from cellfluxrl.data.building.sources import make_source
     from cellfluxrl.data.contact_sheet import contact_sheet
 
-    settings = asdict(args)
-    settings.pop("json")
-    output_dir, source_name = settings.pop("output_dir"), settings.pop("source")
-    split, held_out, num_proc = settings.pop("split"), settings.pop("held_out"), settings.pop("num_proc")
-    license = settings.pop("license")
-    if source_name == "bbbc021" and args.data_dir is None:
-        settings["data_dir"] = str(Path(output_dir) / "downloads")
-    source = make_source(source_name, **settings)
-    build_dataset(source, source_name, output_dir, split, held_out, num_proc, license)
-    contact_sheet(output_dir, Path(output_dir) / CONTACT_SHEET)
-    _print_contents(output_dir, args.json)
+    settings = {name: value for name, value in vars(args).items() if name not in OF_EVERY_SOURCE}
+    folder = Path(args.output_dir)
+    if args.source == "bbbc021" and args.data_dir is None:
+        settings["data_dir"] = str(folder / "downloads")
+    source = make_source(args.source, **settings)
+    build_dataset(source, args.source, folder, args.split, args.held_out, args.num_proc, args.license)
+    contact_sheet(folder, folder / CONTACT_SHEET)
+    _print_contents(args.output_dir, as_json=args.json)
 
 
-def _print_contents(folder: str, as_json: bool) -> None:
-    """What is in a data set: tables, or every count and problem as JSON."""
+def _print_contents(folder: str, *, as_json: bool) -> None:
+    """Print what a data set contains: tables, or every count and problem as JSON."""
     from cellfluxrl.data.info import REPORT_NAME, count_cells, problems_of, summarize
 
     if not as_json:
@@ -101,6 +96,7 @@ def _print_contents(folder: str, as_json: bool) -> None:
 
 
 def info_parser() -> CommandParser:
+    """The options of `info`."""
     parser = CommandParser("cellfluxrl data info", inspect.getdoc(info))
     parser.add_argument("folder", help="where the data set was built")
     parser.add_argument("--contact_sheet", help=f"where the picture goes; default: FOLDER/{CONTACT_SHEET}")
@@ -109,7 +105,7 @@ def info_parser() -> CommandParser:
 
 
 def info(argv: Sequence[str]) -> None:
-    """Print what is in a data set, and draw some of its cells.
+    """Print what a data set contains, and draw some of its cells.
 
     Examples:
       cellfluxrl data info my_cells
@@ -118,7 +114,7 @@ def info(argv: Sequence[str]) -> None:
     args = info_parser().parse_args(argv)
     from cellfluxrl.data.contact_sheet import contact_sheet
 
-    _print_contents(args.folder, args.json)
+    _print_contents(args.folder, as_json=args.json)
     sheet = args.contact_sheet or Path(args.folder) / CONTACT_SHEET
     contact_sheet(args.folder, sheet)
     if not args.json:
@@ -126,6 +122,7 @@ def info(argv: Sequence[str]) -> None:
 
 
 def push_parser() -> CommandParser:
+    """The options of `push`."""
     parser = repository_parser("cellfluxrl data push", inspect.getdoc(push), "where the data set was built")
     add_json_option(parser)
     return parser
@@ -145,7 +142,7 @@ def push(argv: Sequence[str]) -> None:
 
 
 COMMANDS = {"build": build, "info": info, "push": push}
-PARSERS = {"build": build_parser, "info": info_parser, "push": push_parser}
+PARSERS = {"data build": build_parser, "data info": info_parser, "data push": push_parser}
 
 
 def main(argv: Sequence[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import inspect
 import logging
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.errors import check_found
-from cellfluxrl.terminal import print_json, text_table
+from cellfluxrl.terminal import first_lines, print_json, text_table
 
 if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
     import pandas as pd
@@ -22,26 +21,27 @@ if TYPE_CHECKING:  # loaded where they are used, so that --help is quick
 
 logger = logging.getLogger(__name__)
 
-NAMED_SKIPPED = 10
 
-
-def generate(argv: Sequence[str]) -> None:
-    """Generate treated cells: every control under every compound.
+def main(argv: Sequence[str]) -> None:
+    r"""Generate treated cells: every control under every compound.
 
     CONTROLS is a folder of images or one file (PNG in RGB: red is the last channel; TIFF, .npy and .npz: channels,
     rows, columns), or a data set (a folder of `cellfluxrl data build`, one of save_to_disk, or org/name on the Hub),
     of which the controls are taken.
 
     Images go to --output_dir, beside generated.parquet (control, compound, seed and rewards of each) and
-    provenance.json (pipeline, settings and versions). The same command goes on where it was interrupted.
+    provenance.json (pipeline, settings and versions). The same command resumes where it was
+    interrupted.
 
     Examples:
       cellfluxrl generate my_controls --pipeline runs/rl --compounds taxol nocodazole --output_dir generated
-      cellfluxrl generate my_cells --pipeline runs/rl --compounds_file compounds.csv --max_controls 100 \\
+      cellfluxrl generate my_cells --pipeline runs/rl --compounds_file compounds.csv --max_controls 100 \
           --best_of_n 4 --selection match --format parquet --output_dir generated_cells
       cellfluxrl generate cell.png --pipeline org/name --compounds taxol --output_dir generated --json
     """
-    args = _parse(argv)
+    args = parser().parse_args(argv)
+    if args.max_controls is not None and args.max_controls < 1:
+        raise ValueError(f"--max_controls must be at least 1, got {args.max_controls}")
     from cellfluxrl.pipelines.generation.controls import open_controls
     from cellfluxrl.pipelines.generation.run import GenerationSettings, generate_images
     from cellfluxrl.pipelines.generation.treatments import parse_treatments, read_treatments, resolve_treatments
@@ -49,7 +49,7 @@ def generate(argv: Sequence[str]) -> None:
     same = [field.name for field in fields(GenerationSettings) if hasattr(args, field.name)]
     settings = GenerationSettings(num_inference_steps=args.steps, **{name: getattr(args, name) for name in same})
     given = read_treatments(args.compounds_file) if args.compounds_file else parse_treatments(args.compounds)
-    pipe, revision = _load_pipeline(args.pipeline, args.cpu)
+    pipe, revision = _load_pipeline(args.pipeline, cpu=args.cpu)
     treatments, conditions = resolve_treatments(given, pipe)
     fitted = pipe.rewards.config.image_size if any(treatment.is_scored for treatment in treatments) else None
     controls = open_controls(
@@ -60,19 +60,15 @@ def generate(argv: Sequence[str]) -> None:
         max_controls=args.max_controls,
         image_size=tuple(fitted) if fitted else None,
     )
-    _warn_of_skipped(controls.skipped)
-    origin = {
-        "pipeline": args.pipeline,
-        "revision": revision,
-        "controls": args.controls,
-        "split": args.split,
-        "max_controls": args.max_controls,
-    }
+    if skipped := controls.skipped:
+        logger.warning("%d controls cannot be used, and are skipped:\n%s", len(skipped), first_lines(skipped))
+    given_options = {name: getattr(args, name) for name in ("pipeline", "controls", "split", "max_controls")}
+    origin = {**given_options, "revision": revision}
     table = generate_images(
         pipe, controls, treatments, conditions, settings, args.output_dir, origin, overwrite=args.overwrite
     )
-    places = ("images", "data", "generated.parquet", "provenance.json")
-    saved = [path for path in (Path(args.output_dir, name) for name in places) if path.exists()]
+    names = ("images", "data", "generated.parquet", "provenance.json")
+    saved = [path for path in (Path(args.output_dir, name) for name in names) if path.exists()]
     if args.json:
         print_json({**_result(table), "skipped": list(controls.skipped), "saved": saved})
     else:
@@ -81,7 +77,8 @@ def generate(argv: Sequence[str]) -> None:
 
 
 def parser() -> CommandParser:
-    parser = CommandParser("cellfluxrl generate", inspect.getdoc(generate))
+    """The options of the command."""
+    parser = CommandParser("cellfluxrl generate", inspect.getdoc(main))
     add = parser.add_argument
     add("controls", help="folder or file of images, or a data set")
     add("--pipeline", required=True, help="folder of a pipeline, or org/name on the Hub")
@@ -100,7 +97,7 @@ def parser() -> CommandParser:
     add("--batch_size", type=int, default=16, help="images at a time; default: 16")
     add("--channels", nargs="+", help="channels of the files, in order; default: those of the network")
     add("--split", help="which part of a data set; default: test")
-    add("--max_controls", type=int, help="take at most so many, evenly spread over all")
+    add("--max_controls", type=int, help="take at most this many, evenly spread over all")
     add("--calibrate", action="store_true", help="bring each plate's controls to the intensities of those of training")
     add("--overwrite", action="store_true", help="delete what an earlier run has left in --output_dir")
     add("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
@@ -108,14 +105,7 @@ def parser() -> CommandParser:
     return parser
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    args = parser().parse_args(argv)
-    if args.max_controls is not None and args.max_controls < 1:
-        raise ValueError(f"--max_controls must be at least 1, got {args.max_controls}")
-    return args
-
-
-def _load_pipeline(name: str, cpu: bool) -> tuple[CellFluxRLPipeline, str | None]:
+def _load_pipeline(name: str, *, cpu: bool) -> tuple[CellFluxRLPipeline, str | None]:
     """The pipeline and, of one on the Hub, the commit."""
     from diffusers.utils import logging as diffusers_logging
 
@@ -128,16 +118,9 @@ def _load_pipeline(name: str, cpu: bool) -> tuple[CellFluxRLPipeline, str | None
     if not folder.is_dir():
         folder = Path(CellFluxRLPipeline.download(name))  # .../snapshots/COMMIT
         revision = folder.name
-    pipe = CellFluxRLPipeline.from_pretrained(folder).to(choose_device(cpu))
+    pipe = CellFluxRLPipeline.from_pretrained(folder).to(choose_device(cpu=cpu))
     pipe.unet.eval()
     return pipe, revision
-
-
-def _warn_of_skipped(skipped: Sequence[str]) -> None:
-    if skipped:
-        more = [f"... and {len(skipped) - NAMED_SKIPPED} more"] if len(skipped) > NAMED_SKIPPED else []
-        named = "\n  ".join([*skipped[:NAMED_SKIPPED], *more])
-        logger.warning("%d controls cannot be used, and are skipped:\n  %s", len(skipped), named)
 
 
 def _result(table: pd.DataFrame) -> dict[str, Any]:
@@ -166,6 +149,3 @@ def _summary(table: pd.DataFrame, suite: RewardSuite | None) -> str:
     inside = scored["within_range"].astype(bool).mean()
     lines.append(f"{inside:.0%} of {len(scored):,} scored images are within the range of real cells")
     return "\n".join([*lines, "", text_table(summarize_scores(scored, suite)), ""])
-
-
-main = generate

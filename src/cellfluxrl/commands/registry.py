@@ -1,4 +1,4 @@
-"""The commands of `cellfluxrl`, each by the module that runs it."""
+"""The commands of `cellfluxrl`, each by the function that runs it."""
 
 from __future__ import annotations
 
@@ -8,33 +8,31 @@ from collections.abc import Callable
 
 from cellfluxrl.arguments import CommandParser
 
-# The modules load torch only where a command begins to work. Each has `main(argv)`, and `parser()` or, if its commands
-# are two words, `PARSERS` by the second one.
+# `MODULE:FUNCTION` in this package. The modules load torch only when a command begins to work. Each has `parser()`, or
+# `PARSERS` by the words of its commands.
 COMMANDS = {
-    "data": ("cellfluxrl.commands.data", "build, look at and publish data sets of cells"),
-    "demo": ("cellfluxrl.commands.demo", "the whole chain on simulated or real cells, ending with a report"),
-    "pretrain": ("cellfluxrl.commands.pretrain", "pretrain the network from control to treated cells"),
-    "moa": ("cellfluxrl.commands.moa", "train a classifier of the mechanism of action"),
-    "rewards": ("cellfluxrl.commands.rewards", "fit the biological rewards on real cells, and score images with them"),
-    "rl": ("cellfluxrl.commands.rl", "post-train a pipeline with the biological rewards"),
-    "generate": ("cellfluxrl.commands.generate", "treated cells of a folder or data set of controls"),
-    "evaluate": ("cellfluxrl.commands.evaluate", "compare a pipeline's cells with real ones, on held-out evidence"),
-    "app": ("cellfluxrl.commands.app", "a web page to generate treated cells and compare them with real ones"),
-    "push": ("cellfluxrl.commands.push", "publish a pipeline, classifier, suite or data set on the Hugging Face Hub"),
-    "convert": ("cellfluxrl.commands.convert", "turn a published CellFlux checkpoint into a pipeline folder"),
-    "completion": ("cellfluxrl.commands.completion", "print what completes these commands in bash or zsh"),
+    "data": ("data:main", "build, look at and publish data sets of cells"),
+    "demo": ("training:demo", "the whole chain on simulated or real cells, ending with a report"),
+    "pretrain": ("training:pretrain", "pretrain the network from control to treated cells"),
+    "moa": ("training:moa", "train a classifier of the mechanism of action"),
+    "rewards": ("rewards:main", "fit the biological rewards on real cells, and score images with them"),
+    "rl": ("training:rl", "post-train a pipeline with the biological rewards"),
+    "generate": ("generate:main", "treated cells of a folder or data set of controls"),
+    "evaluate": ("evaluate:main", "compare a pipeline's cells with real ones, on held-out evidence"),
+    "app": ("app:main", "a web page to generate treated cells and compare them with real ones"),
+    "push": ("push:main", "publish a pipeline, classifier, suite or data set on the Hugging Face Hub"),
+    "convert": ("convert:main", "turn a published CellFlux checkpoint into a pipeline folder"),
+    "completion": ("completion:main", "print what completes these commands in bash or zsh"),
 }
 
 
 def parsers() -> dict[str, Callable[[], CommandParser]]:
-    """What builds the parser of each command, of one word or two; no torch is loaded."""
+    """The functions that build the parser of each command, by its one or two words; no torch is loaded."""
     found = {}
-    for name, (module_name, _) in COMMANDS.items():
-        module = importlib.import_module(module_name)
-        if hasattr(module, "PARSERS"):
-            found |= {f"{name} {word}": make for word, make in module.PARSERS.items()}
-        else:
-            found[name] = module.parser
+    for name, (function, _) in COMMANDS.items():
+        module = importlib.import_module(f"cellfluxrl.commands.{function.partition(':')[0]}")
+        makers = module.PARSERS if hasattr(module, "PARSERS") else {name: module.parser}
+        found |= {command: make for command, make in makers.items() if command.split()[0] == name}
     return found
 
 
@@ -51,8 +49,6 @@ def full_parser() -> argparse.ArgumentParser:
             continue
         if name not in groups:
             groups[name] = commands.add_parser(name, help=COMMANDS[name][1]).add_subparsers()
-        command_parser = make()
-        groups[name].add_parser(
-            word, help=command_parser.description.split("\n\n")[0], parents=[command_parser], add_help=False
-        )
+        summary = make().description.split("\n\n")[0]
+        groups[name].add_parser(word, help=summary, parents=[make()], add_help=False)
     return parser

@@ -72,9 +72,9 @@ def run(places, loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     load = generate_command._load_pipeline
 
-    def load_once(name, cpu):
+    def load_once(name, *, cpu):
         if name not in loaded:
-            loaded[name] = load(name, cpu)
+            loaded[name] = load(name, cpu=cpu)
         return loaded[name]
 
     monkeypatch.setattr(generate_command, "_load_pipeline", load_once)
@@ -418,7 +418,7 @@ def test_an_interrupted_run_goes_on_with_the_same_result(run, monkeypatch, caplo
     shutil.rmtree("out")
     for after, finished in ((1, 3), (0, 3), (1, 6)):
         Stop(monkeypatch, after, KeyboardInterrupt())
-        assert "the same command goes on" in run(f"{TWO} {how}", status=130)
+        assert "the same command resumes" in run(f"{TWO} {how}", status=130)
         assert f"{finished} of 8 images are finished" in caplog.text
         caplog.clear()
         assert not Path("out/generated.parquet").exists()
@@ -584,4 +584,4 @@ def test_help_says_what_the_command_does(capsys):
         cli.main(["generate", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "goes on", "--compounds_file"))
+    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "resumes", "--compounds_file"))

@@ -81,7 +81,7 @@ def test_killed_and_interrupted_it_gives_the_same_in_the_end(home, monkeypatch):
     error = stop_after(interrupted, home / "out", before + 3, signal.SIGINT)
     assert interrupted.returncode == 130, error
     assert f"of {IMAGES} images are finished" in error
-    assert "the same command goes on" in error
+    assert "the same command resumes" in error
     assert cli.main(shlex.split(line)) == 0
     assert contents(home / "out") == contents(home / "whole")
     sessions = json.loads((home / "out" / "provenance.json").read_text())["sessions"]
