@@ -55,8 +55,8 @@ def build_model(
                 f"{args.pretrained_model_name_or_path} has channels {tuple(pipeline.unet.config.channel_names)}, "
                 f"the data set {channel_names}"
             )
-        return pipeline.unet, encoder_of(cells, pipeline.encoder.config.log_dose)
-    encoder = encoder_of(cells, args.log_dose)
+        return pipeline.unet, encoder_of(cells, log_dose=pipeline.encoder.config.log_dose)
+    encoder = encoder_of(cells, log_dose=args.log_dose)
     unet = CellFluxUNet2DModel.from_preset(
         args.preset,
         sample_size=args.image_size,
