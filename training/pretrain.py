@@ -116,11 +116,11 @@ class Pretrainer:
             self.conditions[pairs.condition],
             self.scheduler.sample_source_noise,
             generators,
-            args.source_noise_probability,
-            condition_dropout,
-            args.time_logit_mean,
-            args.time_logit_std,
-            args.control_gain,
+            source_noise_probability=args.source_noise_probability,
+            condition_dropout=condition_dropout,
+            time_logit_mean=args.time_logit_mean,
+            time_logit_std=args.time_logit_std,
+            control_gain=args.control_gain,
         ).to(self.accelerator.device)
 
     def step(self, pairs: PairBatch) -> dict[str, torch.Tensor | float]:
