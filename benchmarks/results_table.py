@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cellfluxrl.training.runs import Row, read_results
+from study_figures import Row, read_results
 
 
 def markdown_table(rows: Mapping[str, Row], columns: Sequence[str]) -> str:

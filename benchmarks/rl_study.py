@@ -5,9 +5,9 @@
 
 trains every variant of the YAML file with every seed, each as OUTPUT_DIR/VARIANT/seedK, evaluates all of them as
 `cellfluxrl evaluate` does, and writes report.html, results.json and the tables. It resumes where it was stopped;
-several of them may share the training, each with its own --only VARIANT,... or --seeds. `training/plots.py OUTPUT_DIR`
-draws the sweeps. With --dataset_name simulated there is no --data_dir, and --base defaults to the one that ships with
-the package.
+several of them may share the training, each with its own --only VARIANT,... or --seeds. `benchmarks/study_figures.py
+OUTPUT_DIR` draws the sweeps. With --dataset_name simulated there is no --data_dir, and --base defaults to the one
+that ships with the package.
 
 Base, classifier, reward suite, held-out controls and their noise are the same for all; what differs between seeds is
 everything random in post-training. OUTPUT_DIR/calibrated is the same from held-out controls at the intensities of
@@ -28,6 +28,7 @@ import torch
 import yaml
 from accelerate import Accelerator
 from results_table import markdown_table
+from study_figures import Row, read_results
 
 from cellfluxrl import CellFluxPipeline, CellFluxRLPipeline, MoAClassifier, RewardSuite
 from cellfluxrl.evaluation.measuring import make_evaluators
@@ -35,7 +36,7 @@ from cellfluxrl.evaluation.study import StudySettings, run_study, write_study
 from cellfluxrl.training import rl
 from cellfluxrl.training.common import load_labelled_cells
 from cellfluxrl.training.demo import SHIPPED_BASE
-from cellfluxrl.training.runs import Row, by_group, find_runs, read_results
+from cellfluxrl.training.runs import by_group, find_runs
 
 CANDIDATES = (1, 4)
 

@@ -48,6 +48,7 @@ class CellTask:
         self.discrete_times = scheduler.timesteps.unique()
 
     def draw(self, generator: torch.Generator) -> Starts:
+        """Some conditions, for each some controls, for each some rollouts with noise of their own."""
         args = self.args
         drawn = self.pairs.draw_conditions(args.conditions_per_step, generator)
         label = drawn.repeat_interleave(args.controls_per_condition)
@@ -60,22 +61,26 @@ class CellTask:
         return Starts(source, self.conditions[label], group, label, context={"control": control})
 
     def couple(self, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """A control of the same plate, with noise."""
         # A fresh control and fresh noise, never the rollout's own start: the coupling of base training is independent.
         control = self.pairs.draw_controls(labels, generator)
         return control + self.scheduler.sample_source_noise(tuple(control.shape), generator)
 
     def draw_times(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """As in pretraining, or only at the times of the solver."""
         if self.args.time_sampling == "discrete":
             return self.discrete_times[torch.randint(len(self.discrete_times), (count,), generator=generator)]
         return draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
 
     def draw_probes(self, count: int, generator: torch.Generator) -> Probes:
+        """Points between controls and real treated cells."""
         pairs = self.pairs.draw(count, generator)
         source = pairs.control + self.scheduler.sample_source_noise(tuple(pairs.control.shape), generator)
         time = draw_times(count, generator, self.args.time_logit_mean, self.args.time_logit_std)
         return Probes(PathSample(source, pairs.treated, time).x_t, time, self.conditions[pairs.condition])
 
     def measure(self, samples: torch.Tensor, starts: Starts) -> Callable[[], dict[str, torch.Tensor]]:
+        """What the rewards need to know of images; in worker processes, if there are any."""
         # Infinity would become a pixel like any other.
         images = samples.masked_fill(~samples.isfinite(), torch.nan).clamp(-1, 1)
         moa, context = self.moas_of(starts.label), self.context_of(starts.label, starts.context["control"])
@@ -88,6 +93,7 @@ class CellTask:
     def score(
         self, measured: dict[str, torch.Tensor], labels: torch.Tensor, weights: Mapping[str, float] | None = None
     ) -> dict[str, torch.Tensor]:
+        """The rewards in the form of `reward_form`."""
         seen = PartlyMeasured.from_tensors(measured)
         return score_partly(self.suite, seen, self.moas_of(labels), self.args.reward_form, weights=weights)
 

@@ -39,7 +39,7 @@ def load_labelled_cells(args: SharedArguments) -> datasets.DatasetDict:
     return loading.with_known_moa(load_cells(args))
 
 
-def encoder_of(cells: datasets.DatasetDict, log_dose: bool = False) -> CompoundEncoder:
+def encoder_of(cells: datasets.DatasetDict, *, log_dose: bool = False) -> CompoundEncoder:
     """A compound encoder that knows every compound of the data set."""
     columns = ["compound", "smiles", "moa"]
     tables = [split.select_columns(columns).to_pandas().drop_duplicates() for split in cells.values()]
@@ -53,7 +53,7 @@ def conditions_of(encoder: CompoundEncoder, pairs: PairSource) -> torch.Tensor:
     return encoder.encode(pairs.conditions["compound"].tolist(), concentrations=doses).cpu()
 
 
-def make_accelerator(args: SharedArguments, tensorboard: bool = False) -> Accelerator:
+def make_accelerator(args: SharedArguments, *, tensorboard: bool = False) -> Accelerator:
     """Set up the processes, on the CPU where there is no GPU, and seed them.
 
     Args:

@@ -53,6 +53,7 @@ class Stages:
         self.seconds: dict[str, float] = {}
 
     def run(self, name: str, function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a function as the stage of this name."""
         print(f"\n== {name}", flush=True)
         start = time.perf_counter()
         result = function(*args, **kwargs)
@@ -165,9 +166,7 @@ def report(
 ) -> None:
     """Write report.html, results.json and the evaluation's tables and pictures."""
     folder = Path(args.output_dir)
-    curves = [
-        path for path in draw_all(find_runs(logs), {}, folder / "evaluation" / "training") if path.stem in CURVES
-    ]
+    curves = [path for path in draw_all(find_runs(logs), folder / "evaluation" / "training") if path.stem in CURVES]
     sections = [
         Section("Post-training", pictures=[(CURVES[path.stem], path) for path in curves]),
         Section("What to try next", findings=[f"{what}: | {command}" for what, command in steps.items()]),

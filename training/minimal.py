@@ -81,7 +81,7 @@ def train_base(generator: torch.Generator) -> nn.Module:
 
 # 4. Post-training: DiffusionNFT
 def preferences(rewards: torch.Tensor) -> torch.Tensor:
-    """r = 1/2 + 1/2 clip(A / 2, -1, 1), A the reward above the mean of its group, in standard deviations."""
+    """R = 1/2 + 1/2 clip(A / 2, -1, 1), A the reward above the mean of its group, in standard deviations."""
     groups = rewards.double().view(CONTROLS, ROLLOUTS)
     advantage = groups - groups.mean(dim=1, keepdim=True)
     advantage = advantage / advantage.square().mean().sqrt().clamp(min=1e-12)

@@ -42,8 +42,7 @@ SHIFT = 1 / 12
 
 
 def augment(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Vary what says nothing about the mechanism: orientation, position, focus, and a plate's gain, background and
-    noise.
+    """Vary what says nothing about the mechanism: orientation, position, focus, gain, background and noise.
 
     Generated images are smoother than photographs; blur and noise keep that from changing their probabilities.
 

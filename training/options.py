@@ -129,7 +129,7 @@ class MoAArguments(HubArguments, SharedArguments):
 
 @dataclass
 class RLArguments(RLSettings, TimeArguments, HubArguments, SharedArguments):
-    """Post-train a pretrained pipeline with the biological rewards (DiffusionNFT, or another --objective).
+    r"""Post-train a pretrained pipeline with the biological rewards (DiffusionNFT, or another --objective).
 
     Needs a pipeline of `cellfluxrl pretrain` and a classifier of `cellfluxrl moa`, or a fitted reward suite. Writes a
     pipeline that CellFluxRLPipeline.from_pretrained loads (averaged weights), checkpoints, and log.jsonl. Ctrl-C saves
@@ -138,9 +138,9 @@ class RLArguments(RLSettings, TimeArguments, HubArguments, SharedArguments):
     To train on several devices: accelerate launch -m cellfluxrl.training.rl [options].
 
     Examples:
-      cellfluxrl rl --dataset_name my_cells --pretrained_model_name_or_path runs/base --classifier runs/moa \\
+      cellfluxrl rl --dataset_name my_cells --pretrained_model_name_or_path runs/base --classifier runs/moa \
           --output_dir runs/rl
-      cellfluxrl rl --dataset_name my_cells --pretrained_model_name_or_path runs/base --rewards my_rewards \\
+      cellfluxrl rl --dataset_name my_cells --pretrained_model_name_or_path runs/base --rewards my_rewards \
           --output_dir runs/rl --resume_from_checkpoint latest
       accelerate launch training/rl.py --config training/configs/rl_bbbc021.yaml --data_dir path/to/crops
     """

@@ -1,10 +1,10 @@
-"""Draw what post-training logged: one run, several runs, or a sweep.
+"""Draw what post-training logged: one run, several runs, or a folder of runs.
 
     python training/plots.py runs/rl --output_dir plots
-    python training/plots.py runs/sweep --output_dir plots
+    python training/plots.py runs/study --output_dir plots
 
-A run is a folder with the log.jsonl of training/rl.py; a sweep is a folder of runs, each named by its label, with
-seeds of one label as LABEL/seed0, LABEL/seed1, ... What is drawn depends on what is there:
+A run is a folder with the log.jsonl of training/rl.py; in a folder of runs each is named by its label, with seeds of
+one label as LABEL/seed0, LABEL/seed1, ... What is drawn depends on what is there:
 
 - rewards.png: each reward against the iteration, with its spread over the rollouts, and the real cells' level where
   the run has a real_rewards.json ({reward: [mean, standard error]}, in the run's form of the rewards).
@@ -12,20 +12,13 @@ seeds of one label as LABEL/seed0, LABEL/seed1, ... What is drawn depends on wha
 - training.png: distance to the base, share of groups without signal, gradient norm, rates, ...
 - r_histogram.png: the preferences r over time.
 - seconds.png: what an iteration's time is spent on.
-- ablation.png, for runs labelled by the reward that they optimise: what it did to every reward.
-- kl_sweep.png, for runs of different KL weights with rows in results.json: reward against the distance to the base
-  and against the kernel distance to real cells (after CellFluxRL, figure 6).
-
-The last two read results.json of an evaluation, in the sweep's folder or given by --results, with rows "base" and
-"real treated" beside the runs', which have the labels for names. Without it the ablation compares the first and the
-last tenth of each log.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,8 +29,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from cellfluxrl.figures import COLORS, DOTS_PER_INCH, TEXT_COLOR, smoothed, styled
-from cellfluxrl.training.runs import Row, Run, by_group, find_runs, read_results, reward_names
-from cellfluxrl.training.sweeps import ablation, draw_ablation, draw_sweep, sweep
+from cellfluxrl.training.runs import Run, by_group, find_runs, reward_names
 
 TRAINING_PANELS = {
     "distance_to_base": "distance to the base",
@@ -204,20 +196,17 @@ def draw_seconds(path: Path, runs: Sequence[Run]) -> None:
     _finish(figure, path)
 
 
-def draw_all(runs: Sequence[Run], results: Mapping[str, Row], output_dir: str | Path) -> list[Path]:
+def draw_all(runs: Sequence[Run], output_dir: str | Path) -> list[Path]:
     """Draw every figure that there is data for, and return the files."""
     folder = Path(output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     keys = set().union(*(run.keys for run in runs))
-    changes, points = ablation(runs, results), sweep(runs, results)
     figures: dict[str, tuple[bool, Callable[[Path], None]]] = {
         "rewards": (True, lambda path: draw_rewards(path, runs)),
         "monitor": (any(k.startswith("excess/") or k == "diversity" for k in keys), lambda p: draw_monitor(p, runs)),
         "training": (bool(keys & TRAINING_PANELS.keys()), lambda path: draw_training(path, runs)),
         "r_histogram": (HISTOGRAM in keys, lambda path: draw_histograms(path, runs)),
         "seconds": (any(run.keys >= SECONDS.keys() for run in runs), lambda path: draw_seconds(path, runs)),
-        "ablation": (len(changes) >= 2, lambda path: draw_ablation(path, changes)),
-        "kl_sweep": (len({p.kl_weight for p in points}) >= 2, lambda path: draw_sweep(path, points, results)),
     }
     written = []
     for name, (is_there, draw) in figures.items():
@@ -229,12 +218,10 @@ def draw_all(runs: Sequence[Run], results: Mapping[str, Row], output_dir: str | 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of a sweep")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a run, or of several")
     parser.add_argument("--output_dir", required=True, help="where the PNG files go")
-    parser.add_argument("--results", action="append", help="a results.json; by default that in each RUN")
     args = parser.parse_args(argv)
-    paths = args.results or [path for path in (Path(run) / "results.json" for run in args.runs) if path.is_file()]
-    for path in draw_all(find_runs(args.runs), read_results([Path(path) for path in paths]), args.output_dir):
+    for path in draw_all(find_runs(args.runs), args.output_dir):
         print(path)
 
 

@@ -55,8 +55,8 @@ def build_model(
                 f"{args.pretrained_model_name_or_path} has channels {tuple(pipeline.unet.config.channel_names)}, "
                 f"the data set {channel_names}"
             )
-        return pipeline.unet, encoder_of(cells, pipeline.encoder.config.log_dose)
-    encoder = encoder_of(cells, args.log_dose)
+        return pipeline.unet, encoder_of(cells, log_dose=pipeline.encoder.config.log_dose)
+    encoder = encoder_of(cells, log_dose=args.log_dose)
     unet = CellFluxUNet2DModel.from_preset(
         args.preset,
         sample_size=args.image_size,
@@ -116,11 +116,11 @@ class Pretrainer:
             self.conditions[pairs.condition],
             self.scheduler.sample_source_noise,
             generators,
-            args.source_noise_probability,
-            condition_dropout,
-            args.time_logit_mean,
-            args.time_logit_std,
-            args.control_gain,
+            source_noise_probability=args.source_noise_probability,
+            condition_dropout=condition_dropout,
+            time_logit_mean=args.time_logit_mean,
+            time_logit_std=args.time_logit_std,
+            control_gain=args.control_gain,
         ).to(self.accelerator.device)
 
     def step(self, pairs: PairBatch) -> dict[str, torch.Tensor | float]:

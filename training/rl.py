@@ -138,7 +138,7 @@ def run(args: RLArguments, accelerator: Accelerator, trainer: RLTrainer, suite: 
             progress.set_postfix(show(values))
             progress.update()
 
-            interrupted, failure = any_process(accelerator, interrupt.requested), trainer.failure()
+            interrupted, failure = any_process(accelerator, flag=interrupt.requested), trainer.failure()
             done = trainer.iteration == args.max_train_steps or (args.stop_on_overoptimisation and monitor.stop)
             if interrupted or failure or done or trainer.iteration % args.checkpointing_steps == 0:
                 save(args, accelerator, trainer, monitor)
@@ -159,7 +159,7 @@ def show(values: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def any_process(accelerator: Accelerator, flag: bool) -> bool:
+def any_process(accelerator: Accelerator, *, flag: bool) -> bool:
     """Whether the flag is set in any process; the answer is the same in all of them."""
     return bool(accelerator.reduce(torch.tensor(float(flag), device=accelerator.device), "sum") > 0)
 

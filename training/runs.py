@@ -1,11 +1,11 @@
-"""The logs of post-training runs and the results of their evaluation, as data."""
+"""The logs of post-training runs as data."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 Estimate = tuple[float, float]  # value and standard error
-Row = Mapping[str, Estimate]
 
 SEED = re.compile(r"[/_-]?seed_?\d+$")
 
@@ -40,6 +39,7 @@ class Run:
 
     @cached_property
     def keys(self) -> set[str]:
+        """What is logged in any line."""
         return {key for line in self.log for key in line}
 
     def curve(self, key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -48,20 +48,9 @@ class Run:
         steps, values = zip(*pairs, strict=True) if pairs else ((), ())
         return np.array(steps), np.array(values, dtype=float)
 
-    def ends(self, key: str) -> tuple[Estimate, Estimate]:
-        """Mean and standard error over the first and over the last tenth of the run."""
-        values = self.curve(key)[1]
-        tenth = max(1, len(values) // 10)
-        return mean_and_error(values[:tenth]), mean_and_error(values[-tenth:])
-
 
 def _is_finite(value: object) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def mean_and_error(values: Sequence[float]) -> Estimate:
-    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
-    return float(np.mean(values)), error
 
 
 def find_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -103,27 +92,12 @@ def _read_run(path: Path, label: str) -> Run:
     return Run(label, log, {k: tuple(v) for k, v in json.loads(real.read_text()).items()} if real.is_file() else {})
 
 
-def read_results(paths: Sequence[Path]) -> dict[str, Row]:
-    """The rows of `results.json` files of evaluations, together; what is not known is left out."""
-    rows: dict[str, Row] = {}
-    for path in paths:
-        for label, row in json.loads(path.read_text())["rows"].items():
-            known = {name: cell for name, cell in row.items() if cell["value"] is not None}
-            rows[label] = {name: (cell["value"], cell["error"] or 0.0) for name, cell in known.items()}
-    return rows
-
-
 def by_group(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ only in the seed, by their common label."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(run.group, []).append(run)
     return groups
-
-
-def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
-    """Mean over seeds, with the error of their spread; one seed keeps its own error."""
-    return estimates[0] if len(estimates) == 1 else mean_and_error([value for value, _ in estimates])
 
 
 def reward_names(runs: Sequence[Run]) -> list[str]:

@@ -37,6 +37,7 @@ def draw_flow_batch(
     condition: torch.Tensor,
     draw_noise: DrawNoise,
     generators: list[torch.Generator],
+    *,
     source_noise_probability: float = 1.0,
     condition_dropout: float = 0.0,
     time_logit_mean: float = 1.2,

@@ -50,7 +50,7 @@ class PathSample:
 
     @property
     def velocity(self) -> torch.Tensor:
-        """u = x_1 - x_0."""
+        """The velocity u = x_1 - x_0."""
         return self.x_1 - self.x_0
 
     def to(self, device: torch.device) -> PathSample:

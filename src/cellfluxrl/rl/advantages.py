@@ -14,7 +14,8 @@ STDS = ("global", "group", "per_reward")
 
 @dataclass(frozen=True)
 class Advantages:
-    """
+    """What each of N rollouts is worth beside those of its group.
+
     Args:
         advantage: `(N,)`; reward above the group's mean, in standard deviations; 0 where there is no signal.
         r: `(N,)`; in [0, 1]; above 1/2 pulls towards a rollout, below pushes away.
@@ -37,8 +38,9 @@ def compute_advantages(
     std: str = "global",
     clip: float = 2.0,
 ) -> Advantages:
-    """Compare each rollout with the mean of its group: A = (R - group mean) / std, r = 1/2 + 1/2 clip(A / clip, -1,
-    1).
+    """Compare each rollout with the mean of its group.
+
+        A = (R - group mean) / std        r = 1/2 + 1/2 clip(A / clip, -1, 1)
 
     A reward that is not finite leaves its rollout out: it does not count in the group's mean and gets r = 1/2. So does
     every rollout of a group whose rewards are all the same.

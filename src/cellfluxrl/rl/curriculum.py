@@ -11,7 +11,8 @@ CHANGEABLE = {"learning_rate": float, "kl_weight": float, "kl_target": float, "r
 
 
 def check_curriculum(curriculum: Sequence[Mapping[str, Any]]) -> None:
-    """
+    """Refuse a curriculum that cannot be followed.
+
     Raises:
         ValueError: If an entry has no `from_step`, these do not increase, or a key is not one of `CHANGEABLE`, or its
             value of another type.

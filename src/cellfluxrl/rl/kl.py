@@ -10,8 +10,7 @@ BOUNDS = (1e-4, 1e4)
 
 
 def controlled_kl_weight(level: float, distance: float, target: float) -> tuple[float, float]:
-    """Raise the KL weight where the policy is further from the base than it should be, and lower it where it is
-    nearer.
+    """Raise the KL weight where the policy is too far from the base, and lower it where it is too near.
 
     A proportional-integral controller in log space: with e = clip(log(distance / target), -2, 2), the level moves by
     log l <- log l + 0.1 e, within 1e-4..1e4, and the weight is l exp(2 e). Integral action alone, as the controller of

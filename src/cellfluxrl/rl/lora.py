@@ -11,8 +11,7 @@ from cellfluxrl.checkpoints import frozen_copy
 
 
 def add_lora(model: nn.Module, rank: int, seed: int = 0) -> nn.Module:
-    """Freeze the weights of `model`, in place, and add trainable low-rank updates to its linear layers and
-    convolutions.
+    """Freeze a model, in place, and add trainable low-rank updates to its linear layers and convolutions.
 
     At first they change nothing. The first convolution, which is small, and attention, which applies the weights of
     its projections without calling the layers, are left as they are.

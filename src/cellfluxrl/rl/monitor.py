@@ -190,9 +190,7 @@ class Monitor:
         return mean, (variance / count + reference_error**2) ** 0.5
 
     def values(self) -> dict[str, float]:
-        """What to log: `excess/NAME`, a reward's mean over the window above real samples', and `diversity`, as a share
-        of the base's.
-        """
+        """What to log: `excess/NAME`, a reward's mean above real samples', and `diversity`, a share of the base's."""
         judged = {name: self._judged(name) for name in self._windows}
         means = {name: pair[0] for name, pair in judged.items() if pair is not None}
         return {name: mean**0.5 if name == "diversity" else mean for name, mean in means.items()}

@@ -109,8 +109,7 @@ def select_all(advantages: Advantages, groups: torch.Tensor, settings: RLSetting
 
 
 def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
-    """Every rollout of a group with signal, with a weight in proportion to exp(advantage / temperature) and a mean of
-    1 in each group.
+    """Every rollout of a group with signal, by exp(advantage / temperature), with a mean of 1 in each group.
 
     Reward-weighted regression (Peters and Schaal, 2007); for flow matching Fan et al., 2025,
     https://arxiv.org/abs/2502.06061.
@@ -124,8 +123,9 @@ def select_weighted(advantages: Advantages, groups: torch.Tensor, settings: RLSe
 
 
 def select_best(advantages: Advantages, groups: torch.Tensor, settings: RLSettings) -> Selection:
-    """The best rollout of each group with signal: best-of-N distillation, the iterated fine-tuning on selected samples
-    of RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767).
+    """The best rollout of each group with signal: best-of-N distillation.
+
+    As the iterated fine-tuning of RAFT (Dong et al., 2023, https://arxiv.org/abs/2304.06767).
     """
     rows = _best_and_worst(advantages, groups)[:, 0]
     return Selection(rows, rows, torch.ones_like(advantages.advantage[rows]))
@@ -151,7 +151,8 @@ def _best_and_worst(advantages: Advantages, groups: torch.Tensor) -> torch.Tenso
 
 @dataclass(frozen=True)
 class Objective:
-    """
+    """What is learnt from: which rollouts, and what each costs.
+
     Args:
         select: From advantages, groups and settings to the [`Selection`] that is trained on.
         loss: From a [`Batch`] and settings to the price of each row, `(N,)`.

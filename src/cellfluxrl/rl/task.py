@@ -69,7 +69,8 @@ class Task(Protocol):
     def score(
         self, measured: dict[str, torch.Tensor], labels: torch.Tensor, weights: Mapping[str, float] | None = None
     ) -> dict[str, torch.Tensor]:
-        """Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; `"combined"`, their
-        sum with `weights` or else the task's own, is what is optimised. What could not be scored is NaN.
+        """Score all rollouts of an iteration by what was measured, each reward of shape `(N,)`; NaN where it failed.
+
+        `"combined"`, their sum with `weights` or else the task's own, is what is optimised.
         """
         ...

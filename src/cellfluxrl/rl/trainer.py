@@ -314,7 +314,7 @@ class RLTrainer:
             "grad_norm": float(cast(torch.Tensor, grad_norm))
         }
 
-    def _optimizer_step(self, settings: RLSettings, finite: bool) -> float:
+    def _optimizer_step(self, settings: RLSettings, *, finite: bool) -> float:
         """Step, unless the gradient is not finite; returns the learning rate."""
         # Adam's first steps move every weight by the whole rate, however small its gradient.
         warmup = min(1.0, (self.progress.updates + 1) / max(settings.lr_warmup_steps, 1))

@@ -1,8 +1,21 @@
-"""Figures of a sweep of post-training runs, after those of the CellFluxRL paper: the ablation, and KL weights."""
+"""Draw a study of post-training: its ablation and its KL weights, after the figures of the CellFluxRL paper.
+
+    python benchmarks/study_figures.py runs/study --output_dir runs/study/plots
+
+- ablation.png, for runs labelled by the reward that they optimise: what it did to every reward.
+- kl_sweep.png, for runs of different KL weights with rows in results.json: reward against the distance to the base
+  and against the kernel distance to real cells (figure 6 of the paper).
+
+Both read results.json of an evaluation, in the study's folder or given by --results, with rows "base" and "real
+treated" beside the runs', which have the labels for names. Without it the ablation compares the first and the last
+tenth of each log.
+"""
 
 from __future__ import annotations
 
+import argparse
 import itertools
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -14,10 +27,39 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cellfluxrl.figures import COLORS, DOTS_PER_INCH, MARKERS, TEXT_COLOR, styled
-from cellfluxrl.training.runs import Estimate, Row, Run, by_group, over_seeds, reward_names
+from cellfluxrl.training.runs import Estimate, Run, by_group, find_runs, reward_names
+
+Row = Mapping[str, Estimate]
 
 DISTANCE_KEYS = ("distance_to_base", "kl")  # at fixed probes; at the training points, in older logs
 KL = re.compile(r"[/_-]?kl[_-]?([\d.]+(?:e-?\d+)?)")
+
+
+def read_results(paths: Sequence[Path]) -> dict[str, Row]:
+    """The rows of `results.json` files of evaluations, together; what is not known is left out."""
+    rows: dict[str, Row] = {}
+    for path in paths:
+        for label, row in json.loads(path.read_text())["rows"].items():
+            known = {name: cell for name, cell in row.items() if cell["value"] is not None}
+            rows[label] = {name: (cell["value"], cell["error"] or 0.0) for name, cell in known.items()}
+    return rows
+
+
+def mean_and_error(values: Sequence[float]) -> Estimate:
+    error = float(np.std(values, ddof=1) / len(values) ** 0.5) if len(values) > 1 else 0.0
+    return float(np.mean(values)), error
+
+
+def ends(run: Run, key: str) -> tuple[Estimate, Estimate]:
+    """Mean and standard error over the first and over the last tenth of the run."""
+    values = run.curve(key)[1]
+    tenth = max(1, len(values) // 10)
+    return mean_and_error(values[:tenth]), mean_and_error(values[-tenth:])
+
+
+def over_seeds(estimates: Sequence[Estimate]) -> Estimate:
+    """Mean over seeds, with the error of their spread; one seed keeps its own error."""
+    return estimates[0] if len(estimates) == 1 else mean_and_error([value for value, _ in estimates])
 
 
 def optimized_reward(label: str, names: Sequence[str]) -> str | None:
@@ -48,8 +90,8 @@ def _change(run: Run, results: Mapping[str, Row], names: Sequence[str]) -> Row:
         before, after = results["base"], results[run.label]
     else:
         logged = [name for name in names if len(run.curve(f"reward/{name}")[1])]
-        ends = {name: run.ends(f"reward/{name}") for name in logged}
-        before, after = ({name: pair[k] for name, pair in ends.items()} for k in (0, 1))
+        moved = {name: ends(run, f"reward/{name}") for name in logged}
+        before, after = ({name: pair[k] for name, pair in moved.items()} for k in (0, 1))
     return {
         name: (after[name][0] - before[name][0], math.hypot(after[name][1], before[name][1]))
         for name in names
@@ -120,7 +162,7 @@ def sweep(runs: Sequence[Run], results: Mapping[str, Row]) -> list[SweepPoint]:
         row = {name: over_seeds([r[name] for r in rows]) for name in rows[0] if all(name in r for r in rows)}
         in_label, logged = KL.search(label), group[0].curve("kl_weight")[1]
         weight = float(in_label[1]) if in_label else float(logged[-1]) if len(logged) else None
-        distance = over_seeds([run.ends(key)[1] for run in group])
+        distance = over_seeds([ends(run, key)[1] for run in group])
         points.append(SweepPoint(KL.sub("", label) or "RL", weight, distance, row))
     return sorted(points, key=lambda point: (point.series, point.kl_weight or 0.0))
 
@@ -179,3 +221,25 @@ def _draw_special(axes: Axes, rows: Mapping[str, Row], x: str, y: str) -> None:
         mean, error = rows["real treated"][y]
         axes.axhspan(mean - error, mean + error, color="#888888", alpha=0.25, linewidth=0)
         axes.axhline(mean, color="#555555", linewidth=1.2, label="real cells")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of runs, each named by its label")
+    parser.add_argument("--output_dir", required=True, type=Path, help="where the PNG files go")
+    parser.add_argument("--results", action="append", help="a results.json; by default that in each RUN")
+    args = parser.parse_args(argv)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    paths = args.results or [path for path in (Path(run) / "results.json" for run in args.runs) if path.is_file()]
+    runs, results = find_runs(args.runs), read_results([Path(path) for path in paths])
+    changes, points = ablation(runs, results), sweep(runs, results)
+    if len(changes) >= 2:
+        draw_ablation(args.output_dir / "ablation.png", changes)
+        print(args.output_dir / "ablation.png")
+    if len({point.kl_weight for point in points}) >= 2:
+        draw_sweep(args.output_dir / "kl_sweep.png", points, results)
+        print(args.output_dir / "kl_sweep.png")
+
+
+if __name__ == "__main__":
+    main()
