@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -53,6 +52,7 @@ SELECTIONS = [
 ]
 NOT_COMPARED = "Do not compare"
 MAX_UPLOAD = "50mb"
+KEEP_SECONDS = 24 * 3600  # what a session leaves on the server
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 # On a narrow screen, or with the page scrolled down, the results would appear out of sight.
@@ -84,7 +84,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
     """
     examples = example_controls(models, controls)
     downloads = TemporaryDirectory(prefix="cellfluxrl-app-")
-    with gr.Blocks(title="CellFluxRL", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as app:
+    with gr.Blocks(title="CellFluxRL", analytics_enabled=False, delete_cache=(3600, KEEP_SECONDS)) as app:
         app.downloads = downloads  # lives as long as the page
         gr.HTML(
             f'<header class="cf-header">{LOGO}<div><h1>CellFluxRL</h1>'
@@ -98,7 +98,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
                 button = gr.Button("Generate", variant="primary", size="lg", elem_id="cf-generate")
             with gr.Column(scale=8, min_width=300, elem_id="cf-results"):
                 results = _results_panel(models)
-        inputs = [*control, *compound, *sampling, results["channel"], results["outlines"]]
+        inputs = [*control, *compound, *sampling, results["channel"], results["outlines"], results["folder"]]
         outputs = [
             results[name]
             for name in (
@@ -112,16 +112,23 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
                 "tiff",
                 "png",
                 "scores",
+                "folder",
             )
         ]
 
         # Gradio passes what is annotated so, and the values of the inputs after it.
-        def run(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008
+        def run(progress: gr.Progress = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008
             progress(0, desc="Starting")
+            *values, previous = values
+            # Of the server's naming: nothing that a client sends, such as `session_hash`, is part of a path.
+            folder = TemporaryDirectory(dir=downloads.name)
             try:
-                return _generated(models, values, progress, Path(downloads.name) / request.session_hash)
+                shown = _generated(models, values, progress, Path(folder.name))
             except ValueError as error:
+                folder.cleanup()
                 return [alert(error), *[gr.skip()] * (len(outputs) - 1)]
+            _remove(previous)
+            return [*shown, folder]
 
         button.click(None, js=SHOW_RESULTS)
         button.click(
@@ -134,11 +141,6 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
             trigger_mode="once",
             api_visibility="private",
         )
-
-        def forget(request: gr.Request) -> None:
-            shutil.rmtree(Path(downloads.name) / request.session_hash, ignore_errors=True)
-
-        app.unload(forget)
     return app
 
 
@@ -349,7 +351,9 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
     """What is seen of a result, by name."""
     names = models.pipe.channel_names
     last = len(TIMES) - 1
-    result = gr.State(None)
+    result = gr.State(None, time_to_live=KEEP_SECONDS)
+    # Kept by the server: gradio ends it some time after the page is closed, or drops it for newer sessions.
+    folder = gr.State(None, time_to_live=KEEP_SECONDS, delete_callback=_remove)
     message = gr.HTML(elem_id="cf-message")
     summary = gr.HTML(empty_state(), elem_id="cf-summary", min_height=120)
     with gr.Column(visible=False, elem_classes="cf-results") as shown:
@@ -398,10 +402,16 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
         "tiff": tiff,
         "png": png,
         "scores": scores,
+        "folder": folder,
     }
 
 
-def _generated(models: Models, values: tuple, progress: gr.Progress, folder: Path) -> list[Any]:
+def _remove(folder: TemporaryDirectory | None) -> None:
+    if folder is not None:
+        folder.cleanup()
+
+
+def _generated(models: Models, values: list, progress: gr.Progress, folder: Path) -> list[Any]:
     """From the values of all inputs to those of all outputs."""
     choices, chosen, mode, compound, smiles, moa, dose, images, candidates, selection, *rest = values
     steps, guidance, seed, channel, with_outlines = rest
