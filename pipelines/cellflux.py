@@ -18,6 +18,7 @@ from PIL import Image
 from cellfluxrl.data.calibration import intensity_levels, match_levels
 from cellfluxrl.data.images import to_pil
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub import check_repo_id
 from cellfluxrl.hub_download import check_name, download_pipeline
 from cellfluxrl.models.compound_encoder import CompoundEncoder
@@ -716,7 +717,8 @@ def _check_folder(folder: Path, overridden: set[str], optional: Sequence[str]) -
         raise FileNotFoundError(f"{str(folder)!r} is not a pipeline: it has no model_index.json; it holds: {found}")
     entries = json.loads(index.read_text(encoding="utf-8")).items()
     components = {name: v for name, v in entries if not name.startswith("_") and isinstance(v, list) and v[0]}
-    missing = [name for name in components if name not in overridden and not list((folder / name).glob("*.json"))]
+    folders = {name: contained_path(folder, name, follow_links=True) for name in components}
+    missing = [name for name in components if name not in overridden and not list(folders[name].glob("*.json"))]
     if missing:
         hint = "; pass " + ", ".join(f"{m}=None" for m in missing) + " to load without it"
         raise FileNotFoundError(

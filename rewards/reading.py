@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import datasets
 import numpy as np
@@ -19,6 +19,7 @@ from cellfluxrl.data.images import as_model_images
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.data.tables import read_table, refuse
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import contained_path
 
 SUFFIXES = (".png", ".tif", ".tiff", ".npy", ".npz")
 
@@ -158,8 +159,8 @@ def images_of_files(
     rows, places, skipped = [], [], []
     for entry in listed.to_dict(orient="records"):
         name = entry.pop("file")
-        file = path / name if path.is_dir() else path
         try:
+            file = contained_path(path, *PurePosixPath(name).parts, follow_links=True) if path.is_dir() else path
             count = _count_images(file)
         except (ValueError, OSError, EOFError) as error:
             skipped.append(_named(name, error))

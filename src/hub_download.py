@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub import first_line, is_repo_id
 
 PIPELINE_INDEX = "model_index.json"
@@ -79,6 +80,8 @@ def download_pipeline(
             for name, value in json.loads(index.read_text(encoding="utf-8")).items()
             if not name.startswith("_") and isinstance(value, list) and value[0] and name not in passed
         ]
+        for name in components:  # each is the name of a folder
+            contained_path(index.parent, name, follow_links=True)
         commit = index.parent.name
         patterns = [PIPELINE_INDEX, *(f"{name}/*.json" for name in components)]
         weights = [pattern for name in components for pattern in _weights(name, variant)]

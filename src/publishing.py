@@ -11,6 +11,7 @@ from typing import Any
 
 from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub import CARD_NAME, check_repo_id, push_files
 from cellfluxrl.hub_download import PIPELINE_INDEX, WEIGHTS
 from cellfluxrl.model_card import (
@@ -231,11 +232,12 @@ def _push(
 
 def _component_files(folder: Path, component: str) -> list[str]:
     """The configuration, weights and card of a component, relative to the folder of its pipeline."""
+    own = contained_path(folder, component, follow_links=True) if component else folder
     names = [
         path.relative_to(folder).as_posix()
         for pattern in ("*.json", "*.safetensors", CARD_NAME if component else "")
         if pattern
-        for path in sorted((folder / component).glob(pattern))
+        for path in sorted(own.glob(pattern))
         if path.name not in (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
     ]
     is_scheduler = any(name.endswith("scheduler_config.json") for name in names)
@@ -244,7 +246,7 @@ def _component_files(folder: Path, component: str) -> list[str]:
         ("weights", ".safetensors", not is_scheduler),
     ):
         if needed and not any(name.endswith(ending) for name in names):
-            raise ValueError(f"{str(folder / component)!r} has no {what}: save the whole of it again")
+            raise ValueError(f"{str(own)!r} has no {what}: save the whole of it again")
     return names
 
 

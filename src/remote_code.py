@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub_download import PIPELINE_INDEX
 
 COMPONENTS = {
@@ -96,7 +97,7 @@ def write_shims(folder: str | Path) -> None:
     path = folder / PIPELINE_INDEX
     index, texts = with_shims(json.loads(path.read_text(encoding="utf-8")))
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
+        contained_path(folder, *name.split("/")).write_text(text, encoding="utf-8")
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     partial.replace(path)

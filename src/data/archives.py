@@ -24,6 +24,7 @@ from filelock import FileLock
 from tqdm.auto import tqdm
 
 from ..errors import unknown_name
+from ..files import contained_path, refusal_of_name
 
 ATTEMPTS = 5  # of one call, before it gives up on a connection that keeps breaking
 BACKOFF_SECONDS = 0.5  # doubled at every further attempt
@@ -127,7 +128,7 @@ def verified_download(url: str, folder: Path, checksums: Mapping[str, str], prog
     record = folder / RECORD_NAME
     recorded = read_checksums(record) if record.exists() else {}
     expected = checksums.get(name, recorded.get(name))
-    path = download(url, folder / name, expected, progress)
+    path = download(url, contained_path(folder, name), expected, progress)
     if expected is None:
         line_break = "\n" if record.exists() and not record.read_bytes().endswith(b"\n") else ""
         with open(record, "a", encoding="utf-8") as lines:
@@ -174,8 +175,9 @@ def _verify(path: Path, sha256: str | None, what: str) -> None:
 
 def _file_name(url: str) -> str:
     name = unquote(urlsplit(url).path.rpartition("/")[2])
-    if not re.fullmatch(r"\w[\w .,+()\-]*", name) or name == RECORD_NAME:
-        raise ValueError(f"{url!r} does not end in a file name made of letters, digits and any of '_ .,+()-'")
+    reason = refusal_of_name(name)
+    if reason or name.startswith(".") or name == RECORD_NAME:
+        raise ValueError(f"{url!r} does not end in a file name that can be used: {name!r}{reason and f', {reason}'}")
     return name
 
 
@@ -422,10 +424,9 @@ def _check_directory(archive: zipfile.ZipFile) -> None:
 def _refusal(entry: zipfile.ZipInfo) -> str | None:
     """Why an entry is not read, from its record in the archive's directory alone."""
     for name in (entry.orig_filename, entry.filename):  # zipfile cuts at NUL and may take another name from an extra
-        if not name or name.startswith("/") or re.match("[A-Za-z]:", name):
-            return "an absolute name"
-        if "\\" in name or "\0" in name or ".." in name.split("/"):
-            return "a name with '..', a backslash or NUL"
+        for part in name.removesuffix("/").split("/"):  # that of a folder ends in one
+            if reason := refusal_of_name(part):
+                return f"{part!r} in its name: {reason}"
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or another special file"
