@@ -1,166 +1,294 @@
-"""What a visitor of the app who means harm can do: requests over HTTP to an app that really runs, on this machine."""
+"""What a visitor of the app who means harm can do: requests over HTTP to an app that really runs, on this machine.
 
-import json
+`benchmarks/hostile_requests.py` sends more, to a process whose memory it measures.
+"""
+
+import contextlib
+import http.client
+import runpy
+import subprocess
+import sys
 import tempfile
-import uuid
+import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 import requests
 from small_models import IMAGE_SIZE, with_random_weights
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxRLPipeline, CellFluxUNet2DModel, CompoundEncoder
-from cellfluxrl.app.simulation import Models
+from cellfluxrl.app import simulation
+from cellfluxrl.app.simulation import Models, Sampling
+from cellfluxrl.pipelines.treatments import Treatment
 
 gr = pytest.importorskip("gradio", reason="the app needs gradio: pip install 'cellfluxrl[app]'")
 
-GRADIO_STATE = "state"  # inputs that the server keeps; what a client sends for them counts for nothing
+SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hostile_requests.py"
+hostile = SimpleNamespace(**runpy.run_path(str(SCRIPT)))
 
 
-class Visitor:
+@dataclass
+class Served:
     """
-    Speaks to the app as the page does.
-
     Args:
-        address: Of the page.
-        session_hash: What it calls its session.
+        app: The page.
+        address: Where it is.
+        place: Holds its temporary folder, and files of somebody else in it and around it.
     """
 
-    def __init__(self, address: str, session_hash: str | None = None) -> None:
-        self.address = address
-        self.session_hash = uuid.uuid4().hex if session_hash is None else session_hash
-        config = requests.get(f"{address}config").json()
-        components = {component["id"]: component for component in config["components"]}
-        (self.run,) = [entry for entry in config["dependencies"] if entry["api_name"] == "run"]
-        self.values = {}
-        for number in self.run["inputs"]:
-            properties = components[number]["props"]
-            name = properties.get("elem_id") or properties.get("label") or f"{components[number]['type']}-{number}"
-            self.values[name] = properties.get("value")
-        self.values |= {"cf-images": 1, "cf-candidates": 1, "Steps of the solver": 1}
+    app: gr.Blocks
+    address: str
+    place: Path
 
-    def join(self, **changes: Any) -> requests.Response:
-        """Put a generation into the queue."""
-        body = {
-            "fn_index": self.run["id"],
-            "data": list((self.values | changes).values()),
-            "session_hash": self.session_hash,
-        }
-        return requests.post(f"{self.address}gradio_api/queue/join", json=body)
+    def visitor(self, session_hash: str | None = None):
+        return hostile.Visitor(self.address, session_hash)
 
-    def messages(self) -> list[dict]:
-        """Of this session, until its events are over."""
-        url = f"{self.address}gradio_api/queue/data"
-        with requests.get(url, params={"session_hash": self.session_hash}, stream=True, timeout=60) as answer:
-            lines = [line[6:] for line in answer.iter_lines() if line.startswith(b"data: ")]
-        return [json.loads(line) for line in lines]
+    def foreign_files(self) -> dict[str, str]:
+        return hostile.foreign_files(self.place)
 
-    def generate(self, **changes: Any) -> list[Any]:
-        """The values of the outputs."""
-        self.join(**changes).raise_for_status()
-        (completed,) = [message for message in self.messages() if message["msg"] == "process_completed"]
-        assert completed["success"], completed
-        return completed["output"]["data"]
-
-    def heartbeat(self, quoted: str) -> None:
-        """Say that a session is there, and leave; the session's name is sent as it is written."""
-        prepared = requests.Request("GET", f"{self.address}gradio_api/heartbeat/x").prepare()
-        prepared.url = f"{self.address}gradio_api/heartbeat/{quoted}"
-        with requests.Session() as session, session.send(prepared, stream=True, timeout=10) as answer:
-            if answer.ok:
-                next(answer.iter_lines())
+    def results(self) -> set[str]:
+        """Folders of results."""
+        (folder,) = self.place.glob("tmp/cellfluxrl-app-*")
+        return {path.name for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[tuple[str, Path]]:
-    """The address of an app and the temporary folder that it has, with files of somebody else in it and around it."""
-    from cellfluxrl.app.layout import build_app, launch
-
+def models() -> Models:
     network = CellFluxUNet2DModel.from_preset("tiny", sample_size=IMAGE_SIZE)
     scheduler = CellFluxFlowMatchScheduler(solver="midpoint")
     pipe = CellFluxRLPipeline(with_random_weights(network), scheduler, CompoundEncoder())
     pipe.set_progress_bar_config(disable=True)
-    place = tmp_path_factory.mktemp("machine")
-    for name in ("canary", "tmp/canary", "tmp/others/canary"):
-        (place / name).parent.mkdir(exist_ok=True, parents=True)
-        (place / name).write_text("somebody's work")
+    return Models(pipe, "my/pipeline")
+
+
+@contextlib.contextmanager
+def serving(models: Models, place: Path) -> Iterator[Served]:
+    from cellfluxrl.app.layout import build_app, launch
+
+    hostile.lay_out(place)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tempfile, "tempdir", str(place / "tmp"))
-        app = build_app(Models(pipe, "my/pipeline"))
-        yield launch(app, wait=False), place
-        app.close()
+        app = build_app(models)
+        try:
+            yield Served(app, launch(app, wait=False), place)
+        finally:
+            app.close()
 
 
-def foreign_files(place: Path) -> dict[str, str]:
-    """What lies in and around the temporary folder, but for the app's folder and gradio's."""
-    files = {path.relative_to(place).as_posix(): path for path in sorted(place.rglob("*"))}
-    own = ("tmp/cellfluxrl-app-", "tmp/gradio")
-    return {
-        name: path.read_text() if path.is_file() else "" for name, path in files.items() if not name.startswith(own)
-    }
+@pytest.fixture(scope="module")
+def served(models, tmp_path_factory) -> Iterator[Served]:
+    with serving(models, tmp_path_factory.mktemp("machine")) as own:
+        yield own
 
 
-HOSTILE_NAMES = {
-    "absolute": "{place}/made",
-    "existing": "{place}/tmp/others",
-    "parent": "../../escaped",
-    "the temporary folder": "..",
-    "backslashes": "..\\..\\escaped",
-    "nul": "a\0b",
-    "long": "a" * 5000,
-    "empty": "",
-    "script": "<script>alert(1)</script>",
-}
+# --------------------------------------------------------------------------------------------------------------------
+# Names of sessions and files
+# --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", HOSTILE_NAMES)
+@pytest.mark.parametrize("name", hostile.NAMES)
 def test_a_sessions_name_is_no_path(served, name):
-    address, place = served
-    before = foreign_files(place)
-    visitor = Visitor(address, HOSTILE_NAMES[name].format(place=place))
-    answer = visitor.join()
-    if answer.ok and visitor.session_hash:
-        visitor.messages()
-    visitor.heartbeat(requests.utils.quote(visitor.session_hash, safe=""))
-    assert foreign_files(place) == before
+    name = name.replace("{place}", str(served.place))
+    before = served.foreign_files()
+    served.visitor(name).generate()
+    served.visitor().heartbeat(requests.utils.quote(name[:2000], safe="") or "%00")
+    assert served.foreign_files() == before
 
 
 @pytest.mark.parametrize("quoted", ["%2e%2e", "..", "%2e%2e%2fothers", "..%2f..", "%00", "%252e%252e"])
 def test_the_end_of_a_session_removes_nothing_else(served, quoted):
-    address, place = served
-    before = foreign_files(place)
-    Visitor(address).heartbeat(quoted)
-    requests.get(f"{address}config").raise_for_status()  # the server has seen that the client has left
-    assert foreign_files(place) == before
+    before = served.foreign_files()
+    served.visitor().heartbeat(quoted)
+    requests.get(f"{served.address}config").raise_for_status()  # the server has seen that the client has left
+    assert served.foreign_files() == before
 
 
-def results(place: Path) -> list[str]:
-    (folder,) = place.glob("tmp/cellfluxrl-app-*")
-    return sorted(path.name for path in folder.iterdir())
+def test_no_hostile_request_touches_serves_or_shows_what_is_not_the_apps(served):
+    before, kinds = served.foreign_files(), Counter()
+    for kind, send in list(hostile.small_requests(served.address, served.place))[::2]:
+        kinds[kind] += 1
+        with contextlib.suppress(requests.RequestException, http.client.HTTPException, UnicodeError):
+            assert hostile.harm(send()) is None, kind
+    assert served.foreign_files() == before
+    assert len(kinds) == 11
+    assert served.visitor().generate()["success"]
 
 
 def test_a_session_leaves_one_result_and_the_files_can_be_downloaded(served):
-    address, place = served
-    before = results(place)
-    visitor = Visitor(address)
+    before = served.results()
+    visitor = served.visitor()
     visitor.generate()
-    (first,) = set(results(place)) - set(before)
-    *_, tiffs, pngs, scores, _ = visitor.generate(Seed=1)
-    (second,) = set(results(place)) - set(before)
+    (first,) = served.results() - before
+    *_, tiffs, pngs, scores, _ = visitor.generate(Seed=1)["output"]["data"]
+    (second,) = served.results() - before
     assert first != second
     for file, kind in ((tiffs, b"PK"), (pngs, b"PK"), (scores, b"source,")):
         assert requests.get(file["url"]).content.startswith(kind)
-    assert "at least 0" in visitor.generate(Seed=-1)[0]
-    assert set(results(place)) - set(before) == {second}
+    assert "at least 0" in visitor.generate(Seed=-1)["output"]["data"][0]
+    assert served.results() - before == {second}
+    served.app.state_holder.delete_state(visitor.session_hash)  # as gradio does some time after the page is closed
+    assert served.results() == before
 
 
 def test_what_a_client_sends_for_the_servers_own_values_counts_for_nothing(served):
-    address, place = served
-    before = foreign_files(place)
-    visitor = Visitor(address)
-    states = {name: str(place / "tmp/others") for name in visitor.values if name.startswith(GRADIO_STATE)}
+    before = served.foreign_files()
+    visitor = served.visitor()
+    states = {name: str(served.place / "tmp/others") for name in visitor.values if name.startswith("state-")}
     assert len(states) == 3
-    visitor.generate(**states)
-    assert foreign_files(place) == before
+    assert visitor.generate(**states)["success"]
+    assert served.foreign_files() == before
+
+
+def test_an_upload_is_read_whatever_it_is_called_and_nothing_else_is(served, tmp_path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).random((3, IMAGE_SIZE, IMAGE_SIZE), np.float32))
+    visitor = served.visitor()
+    (path,) = visitor.upload("../../<b>a</b>.npy", (tmp_path / "a.npy").read_bytes()).json()
+    assert Path(path).is_relative_to(served.place / "tmp/gradio")
+    shown = visitor.take({"path": path})["output"]["data"][-1]
+    assert "ba" in shown
+    assert "<b>a</b>" not in shown
+    assert not visitor.take({"path": str(tmp_path / "a.npy")})["success"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/config", "https://example.org/a.npy", "HTTP://example.org/"])
+def test_the_server_downloads_nothing_for_a_visitor(served, url):
+    url = url.format(port=urlsplit(served.address).port)
+    before = sorted(served.place.glob("tmp/gradio/*"))
+    assert not served.visitor().take({"path": url, "url": url})["success"]
+    assert requests.get(f"{served.address}gradio_api/file={url}").status_code == 403
+    assert sorted(served.place.glob("tmp/gradio/*")) == before
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Hosts
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def status_as(address: str, host: str) -> int:
+    where = urlsplit(address)
+    connection = http.client.HTTPConnection(where.hostname, where.port)
+    connection.request("GET", "/config", headers={"Host": host})
+    return connection.getresponse().status
+
+
+@pytest.mark.parametrize("host", ["example.org", "localhost.example.org", "192.0.2.1", "0.0.0.0", "*", ""])
+def test_a_page_of_another_name_is_refused(served, host):
+    assert status_as(served.address, host) == 400
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1:7860", "[::1]:1", "LOCALHOST"])
+def test_the_names_of_this_machine_are_served(served, host):
+    assert status_as(served.address, host) == 200
+
+
+def test_the_names_that_a_page_may_have(monkeypatch):
+    from cellfluxrl.app.guard import allowed_hosts
+
+    monkeypatch.delenv("SPACE_HOST", raising=False)
+    local = ["127.0.0.1", "[::1]", "localhost"]
+    assert allowed_hosts("127.0.0.1") == local
+    assert allowed_hosts("::1") == local
+    assert allowed_hosts("127.0.0.1", ["lab.example.org"]) == sorted([*local, "lab.example.org"])
+    assert allowed_hosts("192.0.2.7") == sorted([*local, "192.0.2.7"])
+    assert {*allowed_hosts("0.0.0.0")} >= {*local}
+    assert not {*allowed_hosts("0.0.0.0")} & {"*", "0.0.0.0", ""}
+    monkeypatch.setenv("SPACE_HOST", "me-cells.hf.space,cells.example.org")
+    assert {*allowed_hosts("0.0.0.0")} >= {"me-cells.hf.space", "cells.example.org", "*.hf.space"}
+    with pytest.raises(ValueError, match=r"'a\.\*'"):
+        allowed_hosts("127.0.0.1", ["a.*"])
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Limits
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_large_requests_are_refused(served):
+    from cellfluxrl.app.layout import MAX_UPLOAD
+
+    visitor = served.visitor()
+    assert visitor.upload("a.npy", bytes(MAX_UPLOAD + 1)).status_code == 413
+    assert visitor.join("take", [None, "x" * 2**20]).status_code == 413
+    many = [("files", (f"{k}.npy", bytes(MAX_UPLOAD // 2))) for k in range(3)]
+    assert requests.post(f"{served.address}gradio_api/upload", files=many).status_code == 413
+
+
+def test_all_uploads_together_are_bounded(served, monkeypatch):
+    monkeypatch.setattr("cellfluxrl.app.guard.MAX_KEPT", 0)
+    assert served.visitor().upload("a.npy", b"x").status_code == 413
+
+
+def test_a_request_that_takes_too_long_ends_with_advice(models):
+    control = simulation.example_controls(models).images[0]
+    with pytest.raises(ValueError, match=r"longer than the 0 seconds .* fewer images, candidates or steps"):
+        simulation.generate(models, control, "cell", Treatment("taxol"), Sampling(1, 1), max_seconds=0)
+
+
+def test_a_full_queue_takes_no_more(models, tmp_path, monkeypatch):
+    from cellfluxrl.app import layout
+
+    go_on = threading.Event()
+
+    def wait(*_: object, **__: object) -> None:
+        go_on.wait(60)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(layout, "generate", wait)
+    with serving(models, tmp_path) as own:
+        visitor = own.visitor()
+        try:
+            statuses = [visitor.join("run", list(visitor.values.values())).status_code for _ in range(30)]
+        finally:
+            go_on.set()
+        assert statuses[-1] == 503
+        assert layout.MAX_WAITING <= statuses.count(200) <= layout.MAX_WAITING + 1
+        assert len(visitor.messages())
+
+
+def test_the_oldest_sessions_are_forgotten_with_their_files(models, tmp_path, monkeypatch):
+    from cellfluxrl.app import layout
+
+    monkeypatch.setattr(layout, "MAX_SESSIONS", 2)
+    with serving(models, tmp_path) as own:
+        for _ in range(4):
+            assert own.visitor().generate()["success"]
+        deadline = time.monotonic() + 30
+        while len(own.results()) > 2 and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert len(own.results()) == 2
+
+
+READ = """
+import resource, sys
+from pathlib import Path
+from cellfluxrl.rewards.reading import images_of_files
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+before = peak()
+for file in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        channels = ("dna",) if file.name in ("grey.png", "wide.tif") else ("dna", "tubulin", "actin")
+        images_of_files(file, channels, "DMSO").read(0)
+        print("read", file.name)
+    except ValueError as error:
+        print("refused", file.name, str(error)[:300])
+print("MB", peak() - before)
+"""
+
+
+@pytest.mark.parametrize("imagecodecs", ["with", "without"])
+def test_files_that_unpack_to_much_are_refused_before_they_are(tmp_path, imagecodecs):
+    for name, content in hostile.bombs().items():
+        (tmp_path / name).write_bytes(content)
+    code = READ if imagecodecs == "with" else f"import sys; sys.modules['imagecodecs'] = None{READ}"
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    *lines, memory = done.stdout.splitlines()
+    refused = {line.split()[1] for line in lines if line.startswith("refused")}
+    assert refused == {*hostile.bombs()} - {"more.npz"}  # whose array is small
+    assert int(memory.split()[1]) < 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,10 +12,15 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+from gradio_client.utils import is_http_url_like
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from cellfluxrl.app.guard import MAX_BODY, RequestGuard, allowed_hosts
 from cellfluxrl.app.simulation import (
     MAX_CANDIDATES,
     MAX_IMAGES,
+    MAX_SECONDS,
     MAX_STEPS,
     PASTED_NAME,
     TIMES,
@@ -51,8 +57,10 @@ SELECTIONS = [
     ("First within the range of real cells", "reject"),
 ]
 NOT_COMPARED = "Do not compare"
-MAX_UPLOAD = "50mb"
-KEEP_SECONDS = 24 * 3600  # what a session leaves on the server
+MAX_UPLOAD = 20 * 2**20  # bytes
+MAX_WAITING = 20  # requests, of all visitors together
+MAX_SESSIONS = 200  # what is kept of them is in memory
+KEEP_SECONDS = 6 * 3600  # uploads, and the results of a session
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 # On a narrow screen, or with the page scrolled down, the results would appear out of sight.
@@ -67,13 +75,14 @@ LOGO = (
 )
 
 
-def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
+def build_app(models: Models, controls: str | None = None, max_seconds: float = MAX_SECONDS) -> gr.Blocks:
     """
     Build the page.
 
     Args:
         models ([`Models`]): What generates.
         controls (`str`, *optional*): Folder or data set of the controls to start with; by default simulated ones.
+        max_seconds (`float`): A generation that takes longer ends without a result, so that others have their turn.
 
     Raises:
         ValueError: If none of `controls` can be used.
@@ -123,7 +132,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
             # Of the server's naming: nothing that a client sends, such as `session_hash`, is part of a path.
             folder = TemporaryDirectory(dir=downloads.name)
             try:
-                shown = _generated(models, values, progress, Path(folder.name))
+                shown = _generated(models, values, progress, Path(folder.name), max_seconds)
             except ValueError as error:
                 folder.cleanup()
                 return [alert(error), *[gr.skip()] * (len(outputs) - 1)]
@@ -141,11 +150,17 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
             trigger_mode="once",
             api_visibility="private",
         )
+    app.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
     return app
 
 
 def launch(
-    app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, browser: bool = False, wait: bool = True
+    app: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    browser: bool = False,
+    wait: bool = True,
+    hosts: Sequence[str] = (),
 ) -> str:
     """
     Serve the page.
@@ -156,6 +171,7 @@ def launch(
         port (`int`, *optional*): By default the first free one from 7860.
         browser (`bool`, defaults to `False`): Open the page in a browser.
         wait (`bool`, defaults to `True`): Return only when the process is interrupted.
+        hosts (`Sequence[str]`): Names that the page may be asked for by, besides those of [`allowed_hosts`].
 
     Returns:
         `str`: The address of the page.
@@ -177,6 +193,13 @@ def launch(
         head=f"<style>{css}</style>",  # unlike what is given as `css` it is left as it is
         footer_links=[],
         max_file_size=MAX_UPLOAD,
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, hosts), www_redirect=False),
+                Middleware(RequestGuard, max_upload=MAX_UPLOAD + MAX_BODY, keep_seconds=KEEP_SECONDS),
+            ]
+        },
         inbrowser=browser,
         share=False,
         ssr_mode=False,
@@ -222,6 +245,7 @@ def _control_panel(models: Models, examples: ControlChoices | None) -> list[gr.S
             with gr.Accordion("Upload an image", open=examples is None, elem_id="cf-upload"):
                 gr.HTML(f'<p class="cf-note">{UPLOADS[0].upper()}{UPLOADS[1:]}.</p>')
                 file = gr.File(label="Image of control cells", height=130, elem_id="cf-file")
+                file.async_move_resource_to_block_cache = _uploads_only(file)
                 channels = gr.Textbox(
                     label="Channels of the file, in order",
                     placeholder=", ".join(names),
@@ -253,6 +277,18 @@ def _control_panel(models: Models, examples: ControlChoices | None) -> list[gr.S
     gr.on([file.upload, file.clear, channels.submit], take, [file, channels], outputs, **QUIET)
     gallery.select(pick, [choices], [chosen, message], **QUIET)
     return [choices, chosen]
+
+
+def _uploads_only(file: gr.File) -> Callable[[str | Path | None], Awaitable[str | None]]:
+    """What brings a file to the server: gradio would also download it from whatever address a client names."""
+    move = file.async_move_resource_to_block_cache
+
+    async def move_upload(path: str | Path | None) -> str | None:
+        if is_http_url_like(str(path)):
+            raise gr.Error("files are uploaded; this server downloads none")
+        return await move(path)
+
+    return move_upload
 
 
 def _preview(choices: ControlChoices | None, chosen: int | None, names: tuple[str, ...]) -> str:
@@ -411,7 +447,7 @@ def _remove(folder: TemporaryDirectory | None) -> None:
         folder.cleanup()
 
 
-def _generated(models: Models, values: list, progress: gr.Progress, folder: Path) -> list[Any]:
+def _generated(models: Models, values: list, progress: gr.Progress, folder: Path, max_seconds: float) -> list[Any]:
     """From the values of all inputs to those of all outputs."""
     choices, chosen, mode, compound, smiles, moa, dose, images, candidates, selection, *rest = values
     steps, guidance, seed, channel, with_outlines = rest
@@ -434,6 +470,7 @@ def _generated(models: Models, values: list, progress: gr.Progress, folder: Path
         treatment,
         sampling,
         on_progress=lambda share: progress(share, desc="Generating cells"),
+        max_seconds=max_seconds,
     )
     return [
         "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
@@ -32,6 +33,8 @@ EXAMPLE_PLATE = 3  # of the demo's plates, one that it does not train on
 MAX_IMAGES, MAX_CANDIDATES, MAX_STEPS = 8, 16, 50  # of one request
 PASTED_NAME = "pasted structure"
 MAX_SMILES = 500  # characters
+MAX_UNPACKED = 2**26  # bytes of an uploaded .npz
+MAX_SECONDS = 600.0  # of one request
 BATCH_SIZE = 16
 TIMES = tuple(k / 20 for k in range(21))  # of the trajectory
 
@@ -218,7 +221,7 @@ def read_controls(path: str | Path, models: Models, channels: str = "") -> Contr
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path.name}: the file is empty")
     try:
-        opened = images_of_files(path, own, moa=CONTROL)
+        opened = images_of_files(path, own, moa=CONTROL, max_bytes=MAX_UNPACKED)
         images = [opened.read(row) for row in range(min(len(opened.rows), EXAMPLES))]
     except (ValueError, OSError, EOFError) as error:
         said = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other
@@ -373,6 +376,7 @@ def generate(
     treatment: Treatment,
     sampling: Sampling,
     on_progress: Callable[[float], None] = lambda share: None,
+    max_seconds: float = math.inf,
 ) -> Result:
     """
     Generate treated cells with every pipeline, from the same noise, and measure them.
@@ -384,10 +388,13 @@ def generate(
         treatment ([`Treatment`]): A compound by name, or `PASTED_NAME` with a `smiles` and, if wanted, a `moa`.
         sampling ([`Sampling`]): How many images, and how.
         on_progress (`Callable[[float], None]`, *optional*): Called with the share of the work that is done.
+        max_seconds (`float`): Time for it, which is looked at after each step of the solver.
 
     Raises:
-        ValueError: For a compound, dose or choice that the pipeline cannot serve; says what to do.
+        ValueError: For a compound, dose or choice that the pipeline cannot serve, or if it takes longer than
+            `max_seconds`; says what to do.
     """
+    deadline = time.monotonic() + max_seconds
     treatment, condition = _resolve(models, treatment)
     moa = treatment.moa if treatment.is_scored else None
     if sampling.best_of_n > 1 and moa is None:
@@ -405,6 +412,11 @@ def generate(
         def count(_pipe: Any, _i: int, _t: torch.Tensor, _tensors: Mapping, evaluations: int = evaluations) -> dict:
             nonlocal done
             done += 1
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"this takes longer than the {max_seconds:g} seconds that one request may take: ask for fewer "
+                    "images, candidates or steps"
+                )
             on_progress((len(rows) + min(0.98, done / evaluations)) / len(models.rows))
             return {}
 

@@ -322,7 +322,7 @@ class PlateArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._file = _BoundedReader(FileIO(self.path))
+        self._file = BoundedReader(FileIO(self.path))
         try:
             with _damage_as_archive_error(str(self.path)):
                 self._zip = zipfile.ZipFile(self._file)
@@ -376,7 +376,7 @@ class PlateArchive:
         return data
 
 
-class _BoundedReader(BufferedReader):
+class BoundedReader(BufferedReader):
     """Bounds the memory that one read takes: `ZipFile` reads the archive's directory at once, whatever its size."""
 
     limit = MAX_DIRECTORY_BYTES
