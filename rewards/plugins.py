@@ -57,7 +57,7 @@ def _rewards_in(name: str) -> list[Reward]:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"a plug-in is the name of a module, such as 'my_rewards', got {name!r}")
     if name not in sys.modules:
-        _check_place(name.split(".")[0])
+        _check_place(name.split(".", maxsplit=1)[0])
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:

@@ -19,7 +19,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import contained_path, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,8 @@ def read_batch(folder: Path, number: int) -> pd.DataFrame | None:
         table = pq.ParquetFile(_record(folder, number)).read().to_pandas()
     except (OSError, pa.ArrowInvalid):  # absent; or, after a power failure, not whole
         return None
-    return table if all((folder / name).is_file() for name in table.get("file", ())) else None
+    files = [contained_path(folder, *name.split("/")) for name in table.get("file", ())]
+    return table if all(path.is_file() for path in files) else None
 
 
 def count_finished(folder: Path) -> int:

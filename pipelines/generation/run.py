@@ -22,7 +22,7 @@ from tqdm import tqdm
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import to_uint8
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.files import locked, write_whole
+from cellfluxrl.files import contained_path, file_name, locked, write_whole
 from cellfluxrl.pipelines.cellflux_rl import SEARCHES, CellFluxRLPipeline
 from cellfluxrl.pipelines.generation import folder as generation_folder
 from cellfluxrl.pipelines.generation.controls import Controls, calibrated
@@ -42,16 +42,15 @@ Job = tuple[int, int, int]  # control, treatment, sample
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """
-    Args:
-        num_per_control: Images of each control and treatment.
-        best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
-        seed: Decides the noise.
-        format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
-        batch_size: Images that are generated, written and recorded together, and that go through the network at a
-            time.
-        calibrate: Whether the controls of each plate are brought to the intensities of those of training
-            ([`CellFluxPipeline.calibrate`]).
+    """Args:
+    num_per_control: Images of each control and treatment.
+    best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
+    seed: Decides the noise.
+    format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
+    batch_size: Images that are generated, written and recorded together, and that go through the network at a
+        time.
+    calibrate: Whether the controls of each plate are brought to the intensities of those of training
+        ([`CellFluxPipeline.calibrate`]).
     """
 
     num_per_control: int = 1
@@ -229,7 +228,7 @@ class _Run:
 
     def file_name(self, control: int, treatment: int, sample: int) -> str:
         source = re.sub(r"\.\w+(?=\[|$)", "", self.controls.rows["control"].iloc[control])  # without its suffix
-        name = re.sub(r"[^\w-]+", "_", source).strip("_")[-60:]
+        name = file_name(source[-60:])
         suffix = SUFFIXES[self.settings.format]
         return f"images/{self._folder_names[treatment]}/{control:06d}_{name}_{sample}{suffix}"
 
@@ -261,7 +260,7 @@ def _write_images(run: _Run, table: pd.DataFrame, images: np.ndarray) -> None:
         table["pixels"] = [image.tobytes() for image in images]
         return
     for name, image in zip(table["file"], images, strict=True):
-        write_image(run.folder / name, image, run.pipe.channel_names)
+        write_image(contained_path(run.folder, *name.split("/")), image, run.pipe.channel_names)
 
 
 def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None) -> tuple[pd.DataFrame, np.ndarray]:
@@ -356,7 +355,7 @@ def _folder_names(treatments: Sequence[Treatment]) -> list[str]:
     """One for each treatment, none of which differ in case alone."""
     names: list[str] = []
     for number, treatment in enumerate(treatments):
-        name = re.sub(r"[^\w.+-]+", "_", treatment.label)[:80].strip("._") or "compound"
+        name = file_name(treatment.label)
         taken = {other.casefold() for other in names}
         names.append(f"{name}_{number}" if name.casefold() in taken else name)
     return names

@@ -1,9 +1,10 @@
-"""Files that are whole or not there, whenever the process that writes them is killed."""
+"""Files that are whole or not there, and names from elsewhere that stay in their folder."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -12,6 +13,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+MAX_NAME_BYTES = 255  # of one file or folder, on every common file system
+RESERVED = re.compile(r"(?:con|prn|aux|nul|(?:com|lpt)[0-9¹²³])(?:\..*)?", re.IGNORECASE)
 STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
@@ -76,3 +79,83 @@ def file_sha256(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def contained_path(folder: str | Path, *names: str, follow_links: bool = False) -> Path:
+    """Join names that somebody else has chosen to a folder, and see that they stay inside of it.
+
+    Args:
+        folder: What must not be left.
+        names: One for each level below it: sub-folders, and last the file. It need not exist.
+        follow_links: Whether a symbolic link below `folder` may lead out of it. Users link folders of images that
+            lie on other disks; where something is written or removed, nothing is followed.
+
+    Returns:
+        `folder / names[0] / names[1] ...`.
+
+    Raises:
+        ValueError: If there are no names; or one is empty, `.` or `..`, has a separator, a drive or a character that
+            is not printed, is reserved on Windows or longer than `MAX_NAME_BYTES` bytes; or a link leads out.
+
+    Example:
+        >>> contained_path("cells", "train", "plate_1.parquet").as_posix()
+        'cells/train/plate_1.parquet'
+        >>> contained_path("cells", "../plate_1.parquet")
+        Traceback (most recent call last):
+        ...
+        ValueError: '../plate_1.parquet' cannot be the name of a file or folder in 'cells': it has a separator
+    """
+    folder = Path(folder)
+    where = f"cannot be the name of a file or folder in {str(folder)!r}"
+    for name in names or ("",):
+        if reason := refusal_of_name(name):
+            raise ValueError(f"{name!r} {where}: {reason}")
+    path = folder.joinpath(*names)
+    if not follow_links and not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+        raise ValueError(f"{'/'.join(names)!r} {where}: a link leads out of the folder")
+    return path
+
+
+def refusal_of_name(name: str) -> str | None:
+    """Why a name cannot be that of one file or folder on every system, or `None` if it can."""
+    if name == "":
+        return "it is empty"
+    if name in (".", ".."):
+        return "it leads to another folder"
+    if "/" in name or "\\" in name:
+        return "it has a separator"
+    if not name.isprintable():
+        return "it has a character that is not printed"
+    if re.match("[A-Za-z]:", name):
+        return "it begins with a drive"
+    if name[-1] in ". ":
+        return "it ends in a dot or a space, which Windows leaves out"
+    if RESERVED.fullmatch(name):
+        return "it is reserved on Windows"
+    if len(name.encode()) > MAX_NAME_BYTES:
+        return f"it has {len(name.encode())} bytes, at most {MAX_NAME_BYTES} are possible"
+    return None
+
+
+def file_name(text: str, max_bytes: int = 80) -> str:
+    """Make the name of a file or folder of any text, such as the name of a compound.
+
+    Args:
+        text: Everything but letters, digits, `_`, `.`, `+` and `-` becomes `_`.
+        max_bytes: Of the name; what is too much is cut off.
+
+    Returns:
+        A name that [`contained_path`] takes. Two texts may become the same name.
+
+    Example:
+        >>> file_name("Cdk1/2 inhibitor (NU6102)"), file_name("../../etc"), file_name("?")
+        ('Cdk1_2_inhibitor_NU6102', 'etc', 'unnamed')
+    """
+    name = _cut(re.sub(r"[^\w.+-]+", "_", text), max_bytes)
+    if RESERVED.fullmatch(name):
+        name = _cut(f"name_{name}", max_bytes)
+    return name or "unnamed"
+
+
+def _cut(name: str, max_bytes: int) -> str:
+    return name.strip("._").encode()[:max_bytes].decode(errors="ignore").strip("._")

@@ -37,6 +37,13 @@ def test_every_command_of_the_page_can_be_given():
 def test_the_page_names_the_limits_of_the_app():
     text = PAGE.read_text()
     assert f"up to {simulation.MAX_IMAGES}, each one of up to {simulation.MAX_CANDIDATES} candidates" in text
+    pytest.importorskip("gradio")
+    from cellfluxrl.app import layout
+
+    assert f"Uploads have at most {layout.MAX_UPLOAD >> 20} MB, {layout.MAX_WAITING} requests wait" in text
+    assert f"`--max_seconds` ({simulation.MAX_SECONDS:g}, in a Space 120)" in text
+    assert command.parser().get_default("max_seconds") == simulation.MAX_SECONDS
+    assert "max_seconds=120" in (SPACE / "app.py").read_text()
     assert inputs.EXAMPLES == 8
     assert "eight controls" in text
 

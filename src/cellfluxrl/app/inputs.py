@@ -17,6 +17,7 @@ from cellfluxrl.pipelines.generation.controls import open_controls
 EXAMPLES = 8
 EXAMPLE_PLATE = 3  # of the demo's plates, one that it does not train on
 MAX_SMILES = 500  # characters
+MAX_UNPACKED = 2**26  # bytes of an uploaded .npz
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read_controls(path: str | Path, models: Models, channels: str = "") -> Contr
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{path.name}: the file is empty")
     try:
-        opened = images_of_files(path, found, moa=CONTROL)
+        opened = images_of_files(path, found, moa=CONTROL, max_bytes=MAX_UNPACKED)
         images = [opened.read(row) for row in range(min(len(opened.rows), EXAMPLES))]
     except (ValueError, OSError, EOFError) as error:
         reason = str(error).partition("files; the first: ")[2] or str(error)  # of one file there is no other

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
+from collections.abc import Awaitable, Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,12 +12,17 @@ from typing import Any
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when gradio is imported
 
 import gradio as gr
+from gradio_client.utils import is_http_url_like
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from cellfluxrl.app.guard import MAX_BODY, RequestGuard, allowed_hosts
 from cellfluxrl.app.inputs import ControlChoices, compound_choices, example_controls, moa_of_smiles, read_controls
 from cellfluxrl.app.models import Models
 from cellfluxrl.app.simulation import (
     MAX_CANDIDATES,
     MAX_IMAGES,
+    MAX_SECONDS,
     MAX_STEPS,
     PASTED_NAME,
     TIMES,
@@ -48,7 +53,10 @@ SELECTIONS = [
     ("First within the range of real cells", "reject"),
 ]
 NOT_COMPARED = "Do not compare"
-MAX_UPLOAD = "50mb"
+MAX_UPLOAD = 20 * 2**20  # bytes
+MAX_WAITING = 20  # requests, of all visitors together
+MAX_SESSIONS = 200  # what is kept of them is in memory
+KEEP_SECONDS = 6 * 3600  # uploads, and the results of a session
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 # On a narrow screen, or with the page scrolled down, the results would appear out of sight.
@@ -63,12 +71,13 @@ LOGO = (
 )
 
 
-def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
+def build_app(models: Models, controls: str | None = None, max_seconds: float = MAX_SECONDS) -> gr.Blocks:
     """Build the page.
 
     Args:
         models: What generates.
         controls: Folder or data set of the controls to start with; by default simulated ones.
+        max_seconds: A generation that takes longer ends without a result, so that others have their turn.
 
     Raises:
         ValueError: If none of `controls` can be used.
@@ -79,7 +88,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
     """
     examples = example_controls(models, controls)
     downloads = TemporaryDirectory(prefix="cellfluxrl-app-")
-    with gr.Blocks(title="CellFluxRL", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as app:
+    with gr.Blocks(title="CellFluxRL", analytics_enabled=False, delete_cache=(3600, KEEP_SECONDS)) as app:
         app.downloads = downloads  # lives as long as the page
         gr.HTML(
             f'<header class="cf-header">{LOGO}<div><h1>CellFluxRL</h1>'
@@ -93,7 +102,7 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
                 button = gr.Button("Generate", variant="primary", size="lg", elem_id="cf-generate")
             with gr.Column(scale=8, min_width=300, elem_id="cf-results"):
                 results = _results_panel(models)
-        inputs = [*control, *compound, *sampling, results["channel"], results["outlines"]]
+        inputs = [*control, *compound, *sampling, results["channel"], results["outlines"], results["folder"]]
         outputs = [
             results[name]
             for name in (
@@ -107,16 +116,23 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
                 "tiff",
                 "png",
                 "scores",
+                "folder",
             )
         ]
 
         # Gradio passes what is annotated so, and the values of the inputs after it.
-        def run(request: gr.Request, progress: gr.Progress = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008
+        def run(progress: gr.Progress = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008
             progress(0, desc="Starting")
+            *values, previous = values
+            # Of the server's naming: nothing that a client sends, such as `session_hash`, is part of a path.
+            folder = TemporaryDirectory(dir=downloads.name)
             try:
-                return _generated(models, values, progress, Path(downloads.name) / request.session_hash)
+                shown = _generated(models, values, progress, Path(folder.name), max_seconds)
             except ValueError as error:
+                folder.cleanup()
                 return [alert(error), *[gr.skip()] * (len(outputs) - 1)]
+            _remove(previous)
+            return [*shown, folder]
 
         button.click(None, js=SHOW_RESULTS)
         button.click(
@@ -129,16 +145,18 @@ def build_app(models: Models, controls: str | None = None) -> gr.Blocks:
             trigger_mode="once",
             api_visibility="private",
         )
-
-        def forget(request: gr.Request) -> None:
-            shutil.rmtree(Path(downloads.name) / request.session_hash, ignore_errors=True)
-
-        app.unload(forget)
+    app.queue(max_size=MAX_WAITING, default_concurrency_limit=4)
     return app
 
 
 def launch(
-    app: gr.Blocks, host: str = "127.0.0.1", port: int | None = None, *, browser: bool = False, wait: bool = True
+    app: gr.Blocks,
+    host: str = "127.0.0.1",
+    port: int | None = None,
+    *,
+    browser: bool = False,
+    wait: bool = True,
+    hosts: Sequence[str] = (),
 ) -> str:
     """Serve the page.
 
@@ -148,6 +166,7 @@ def launch(
         port: By default the first free one from 7860.
         browser: Open the page in a browser.
         wait: Return only when the process is interrupted.
+        hosts: Names that the page may be asked for by, besides those of [`allowed_hosts`].
 
     Returns:
         The address of the page.
@@ -169,6 +188,13 @@ def launch(
         head=f"<style>{css}</style>",  # unlike what is given as `css` it is left as it is
         footer_links=[],
         max_file_size=MAX_UPLOAD,
+        state_session_capacity=MAX_SESSIONS,
+        app_kwargs={
+            "middleware": [
+                Middleware(TrustedHostMiddleware, allowed_hosts=allowed_hosts(host, hosts), www_redirect=False),
+                Middleware(RequestGuard, max_upload=MAX_UPLOAD + MAX_BODY, keep_seconds=KEEP_SECONDS),
+            ]
+        },
         inbrowser=browser,
         share=False,
         ssr_mode=False,
@@ -212,6 +238,7 @@ def _control_panel(models: Models, examples: ControlChoices | None) -> list[gr.S
             with gr.Accordion("Upload an image", open=examples is None, elem_id="cf-upload"):
                 gr.HTML(f'<p class="cf-note">{UPLOADS[0].upper()}{UPLOADS[1:]}.</p>')
                 file = gr.File(label="Image of control cells", height=130, elem_id="cf-file")
+                file.async_move_resource_to_block_cache = _uploads_only(file)
                 channels = gr.Textbox(
                     label="Channels of the file, in order",
                     placeholder=", ".join(names),
@@ -243,6 +270,18 @@ def _control_panel(models: Models, examples: ControlChoices | None) -> list[gr.S
     gr.on([file.upload, file.clear, channels.submit], load, [file, channels], outputs, **QUIET)
     gallery.select(pick, [choices], [chosen, message], **QUIET)
     return [choices, chosen]
+
+
+def _uploads_only(file: gr.File) -> Callable[[str | Path | None], Awaitable[str | None]]:
+    """What brings a file to the server: gradio would also download it from whatever address a client names."""
+    move = file.async_move_resource_to_block_cache
+
+    async def move_upload(path: str | Path | None) -> str | None:
+        if is_http_url_like(str(path)):
+            raise gr.Error("files are uploaded; this server downloads none")
+        return await move(path)
+
+    return move_upload
 
 
 def _preview(choices: ControlChoices | None, chosen: int | None, names: tuple[str, ...]) -> str:
@@ -341,7 +380,9 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
     """The components that show a result, by name."""
     names = models.pipe.channel_names
     last = len(TIMES) - 1
-    result = gr.State(None)
+    result = gr.State(None, time_to_live=KEEP_SECONDS)
+    # Kept by the server: gradio ends it some time after the page is closed, or drops it for newer sessions.
+    folder = gr.State(None, time_to_live=KEEP_SECONDS, delete_callback=_remove)
     message = gr.HTML(elem_id="cf-message")
     summary = gr.HTML(empty_state(), elem_id="cf-summary", min_height=120)
     with gr.Column(visible=False, elem_classes="cf-results") as shown:
@@ -392,10 +433,16 @@ def _results_panel(models: Models) -> dict[str, gr.components.Component]:
         "tiff": tiff,
         "png": png,
         "scores": scores,
+        "folder": folder,
     }
 
 
-def _generated(models: Models, values: tuple, progress: gr.Progress, folder: Path) -> list[Any]:
+def _remove(folder: TemporaryDirectory | None) -> None:
+    if folder is not None:
+        folder.cleanup()
+
+
+def _generated(models: Models, values: list, progress: gr.Progress, folder: Path, max_seconds: float) -> list[Any]:
     """From the values of all inputs to those of all outputs."""
     choices, chosen, mode, compound, smiles, moa, dose, images, candidates, selection, *rest = values
     steps, guidance, seed, channel, with_outlines = rest
@@ -418,6 +465,7 @@ def _generated(models: Models, values: tuple, progress: gr.Progress, folder: Pat
         treatment,
         sampling,
         on_progress=lambda share: progress(share, desc="Generating cells"),
+        max_seconds=max_seconds,
     )
     return [
         "",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,6 +26,7 @@ from cellfluxrl.seeding import seeded_generator
 __all__ = ["Result", "Row", "Sampling", "Statistic", "example_controls", "generate", "load_models"]
 
 MAX_IMAGES, MAX_CANDIDATES, MAX_STEPS = 8, 16, 50  # of one request
+MAX_SECONDS = 600.0  # of one request
 PASTED_NAME = "pasted structure"
 BATCH_SIZE = 16
 TIMES = tuple(k / 20 for k in range(21))  # of the trajectory
@@ -91,6 +93,7 @@ def generate(
     treatment: Treatment,
     sampling: Sampling,
     on_progress: Callable[[float], None] = lambda share: None,
+    max_seconds: float = math.inf,
 ) -> Result:
     """Generate treated cells with every pipeline, from the same noise, and measure them.
 
@@ -101,10 +104,13 @@ def generate(
         treatment: A compound by name, or `PASTED_NAME` with a `smiles` and, if wanted, a `moa`.
         sampling: How many images, and how.
         on_progress: Called with the share of the work that is done.
+        max_seconds: Time for it, which is looked at after each step of the solver.
 
     Raises:
-        ValueError: For a compound, dose or choice that the pipeline cannot serve; says what to do.
+        ValueError: For a compound, dose or choice that the pipeline cannot serve, or if it takes longer than
+            `max_seconds`; says what to do.
     """
+    deadline = time.monotonic() + max_seconds
     treatment, condition = _resolve(models, treatment)
     moa = treatment.moa if treatment.is_scored else None
     if sampling.best_of_n > 1 and moa is None:
@@ -122,6 +128,11 @@ def generate(
         def count(_pipe: Any, _i: int, _t: torch.Tensor, _tensors: Mapping, evaluations: int = evaluations) -> dict:
             nonlocal done
             done += 1
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"this takes longer than the {max_seconds:g} seconds that one request may take: ask for fewer "
+                    "images, candidates or steps"
+                )
             on_progress((len(rows) + min(0.98, done / evaluations)) / len(models.rows))
             return {}
 

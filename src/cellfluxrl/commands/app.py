@@ -26,6 +26,8 @@ def main(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     if importlib.util.find_spec("gradio") is None:
         raise ValueError('the app needs gradio, which is not installed: pip install "cellfluxrl[app]"')
+    if not args.max_seconds > 0:
+        raise ValueError(f"--max_seconds must be above 0, got {args.max_seconds:g}")
     if args.port is not None:
         _check_port(args.host, args.port)
     from diffusers.utils import logging as diffusers_logging
@@ -36,7 +38,8 @@ def main(argv: Sequence[str]) -> None:
     diffusers_logging.disable_progress_bar()
     models = load_models(args.pipeline, args.base, cpu=args.cpu)
     print(f"pipeline: {models.pipe_name}\nbase: {models.base_name or 'none; --base FOLDER_OR_ID shows one beside it'}")
-    launch(build_app(models, args.controls), args.host, args.port, browser=args.browser)
+    page = build_app(models, args.controls, args.max_seconds)
+    launch(page, args.host, args.port, browser=args.browser, hosts=args.allowed_hosts)
 
 
 def parser() -> CommandParser:
@@ -58,6 +61,20 @@ def parser() -> CommandParser:
     )
     add("--host", default="127.0.0.1", help="address to listen on; default: 127.0.0.1, this machine only")
     add("--port", type=int, metavar="N", help="default: the first free one from 7860")
+    add(
+        "--allowed_hosts",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="names that the page may be asked for by, such as that of a proxy; default: those of this machine",
+    )
+    add(
+        "--max_seconds",
+        type=float,
+        default=600,
+        metavar="N",
+        help="a generation that takes longer ends without a result; default: 600",
+    )
     add("--browser", action="store_true", help="open the page in a browser")
     add("--cpu", action="store_true", help="stay on the CPU even where a GPU is found")
     return parser

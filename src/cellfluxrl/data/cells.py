@@ -70,12 +70,11 @@ def chosen_plates(plates: Iterable[str] | None, known: Iterable[str], where: str
 
 
 class Source(Protocol):
-    """
-    Attributes:
-        channel_names: The image channels, in order.
-        image_size: Height and width of the crops in pixels.
-        fields: One row a field of view with `FIELD_COLUMNS`, `batch`, and `split` where one is published.
-        settings: What the crops depend on; a build goes on only with the same.
+    """Attributes:
+    channel_names: The image channels, in order.
+    image_size: Height and width of the crops in pixels.
+    fields: One row a field of view with `FIELD_COLUMNS`, `batch`, and `split` where one is published.
+    settings: What the crops depend on; a build goes on only with the same.
     """
 
     channel_names: tuple[str, ...]

@@ -18,7 +18,7 @@ from PIL import Image
 
 from cellfluxrl.data.images import from_rgb
 from cellfluxrl.data.schema import channel_names_of
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import contained_path, write_whole
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ def open_images(dataset: datasets.Dataset, cache_dir: str | Path | None = None) 
     # A fingerprint may tell where the Arrow files are and not what they hold, hence their size and time.
     stamps = repr([(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)])
     stamp = hashlib.sha256(stamps.encode()).hexdigest()[:8]
-    path = folder / f"images-{dataset._fingerprint}-{stamp}-v{FORMAT_VERSION}.npy"
+    # The fingerprint of a data set that was saved or downloaded is what a file of it says.
+    path = contained_path(folder, f"images-{dataset._fingerprint}-{stamp}-v{FORMAT_VERSION}.npy")
     if not _is_whole(path, shape):
         path = _writable(folder) / path.name
         if not _is_whole(path, shape):

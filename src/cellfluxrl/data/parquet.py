@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from cellfluxrl.data.cells import Cells
+from cellfluxrl.files import contained_path
 
 if TYPE_CHECKING:  # processes that only encode do not wait for it
     import datasets
@@ -69,7 +70,7 @@ class ShardWriter:
             self.close()
             file = f"{self.name}-{len(self.rows):05d}.parquet"
             self.rows[file] = 0
-            self._writer = pq.ParquetWriter(self.folder / file, self.schema, write_page_index=True)
+            self._writer = pq.ParquetWriter(contained_path(self.folder, file), self.schema, write_page_index=True)
         columns = [
             _image_column(images, field.type)
             if field.name == "image"

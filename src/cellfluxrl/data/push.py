@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellfluxrl.data.info import REPORT_NAME
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import CARD_NAME, load_card
 from cellfluxrl.hub.push import push_files
@@ -96,9 +97,9 @@ def _finished_report(folder: Path) -> dict:
 
 
 def _check_rows(folder: Path, name: str, rows: int) -> None:
-    path = folder / name
-    if not re.fullmatch(r"data/[^/]+/[^/]+\.parquet", name) or ".." in name:
+    if not re.fullmatch(r"data/[^/]+/[^/]+\.parquet", name):
         raise ValueError(f"{REPORT_NAME} lists {name!r}, which is not of the form data/SPLIT/NAME.parquet")
+    path = contained_path(folder, *name.split("/"), follow_links=True)
     if not path.is_file():
         raise ValueError(f"{path} is missing, {REPORT_NAME} lists it: build the data set again")
     try:

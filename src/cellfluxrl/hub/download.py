@@ -20,6 +20,7 @@ from huggingface_hub.errors import (
 )
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import contained_path
 from cellfluxrl.hub.access import first_line, is_repo_id
 
 PIPELINE_INDEX = "model_index.json"
@@ -75,6 +76,8 @@ def download_pipeline(
         index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, **how))
         known = components_of(json.loads(index.read_text(encoding="utf-8")))
         components = [name for name in known if name not in passed]
+        for name in components:  # each is the name of a folder
+            contained_path(index.parent, name, follow_links=True)
         commit = index.parent.name
         patterns = [PIPELINE_INDEX, *(f"{name}/*.json" for name in components)]
         weights = [pattern for name in components for pattern in _weights(name, variant)]
@@ -102,13 +105,15 @@ def check_pipeline_folder(folder: Path, overridden: Collection[str], optional: C
 
     Raises:
         FileNotFoundError: If it has no index, or lacks a component that its index names.
+        ValueError: If its index names a component that cannot be a folder of it.
     """
     index = folder / PIPELINE_INDEX
     if not index.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is not a pipeline: it has no {PIPELINE_INDEX}; it holds: {found}")
     components = components_of(json.loads(index.read_text(encoding="utf-8")))
-    missing = [name for name in components if name not in overridden and not list((folder / name).glob("*.json"))]
+    folders = {name: contained_path(folder, name, follow_links=True) for name in components}
+    missing = [name for name in components if name not in overridden and not list(folders[name].glob("*.json"))]
     if missing:
         hint = "; pass " + ", ".join(f"{m}=None" for m in missing) + " to load without it"
         raise FileNotFoundError(

@@ -13,7 +13,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
 
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import contained_path, write_whole
 from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
 from cellfluxrl.hub.cards import CARD_NAME, load_card, parse_card
 from cellfluxrl.hub.download import PIPELINE_INDEX
@@ -114,13 +114,14 @@ def component_files(folder: Path, component: str = "") -> list[str]:
     """The configuration, weights and card of a component, relative to the folder of its pipeline.
 
     Raises:
-        ValueError: If it has no configuration or no weights.
+        ValueError: If it has no configuration or no weights, or does not lie in the folder.
     """
+    own = contained_path(folder, component, follow_links=True) if component else folder
     names = [
         path.relative_to(folder).as_posix()
         for pattern in ("*.json", "*.safetensors", CARD_NAME if component else "")
         if pattern
-        for path in sorted((folder / component).glob(pattern))
+        for path in sorted(own.glob(pattern))
         if path.name not in (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
     ]
     is_scheduler = any(name.endswith("scheduler_config.json") for name in names)
@@ -129,7 +130,7 @@ def component_files(folder: Path, component: str = "") -> list[str]:
         ("weights", ".safetensors", not is_scheduler),
     ):
         if needed and not any(name.endswith(ending) for name in names):
-            raise ValueError(f"{str(folder / component)!r} has no {what}: save the whole of it again")
+            raise ValueError(f"{str(own)!r} has no {what}: save the whole of it again")
     return names
 
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import contained_path, write_whole
 from cellfluxrl.hub.download import PIPELINE_INDEX
 
 COMPONENTS = {
@@ -99,4 +99,5 @@ def write_shims(folder: str | Path) -> None:
     """Make a saved pipeline one that `DiffusionPipeline.from_pretrained` loads with `trust_remote_code=True`."""
     folder = Path(folder)
     for name, text in shims_of(folder).items():
-        write_whole(folder / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+        path = contained_path(folder, *name.split("/"))
+        write_whole(path, lambda partial, text=text: partial.write_text(text, encoding="utf-8"))

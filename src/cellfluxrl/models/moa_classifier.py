@@ -103,8 +103,7 @@ class MoAClassifier(HubModelMixin, ModelMixin, ConfigMixin):
     def forward(
         self, images: torch.Tensor, return_dict: bool = True
     ) -> MoAClassifierOutput | tuple[torch.Tensor, ...]:
-        """
-        Args:
+        """Args:
             images: `(N, C, H, W)`; images in [-1, 1].
             return_dict: Return a [`MoAClassifierOutput`], else `(logits, features)`.
 

@@ -203,3 +203,31 @@ def test_any_changed_byte_of_a_png_is_noticed():
         changed[position] ^= 0x10
         with pytest.raises(ImageError):
             read_image(bytes(changed), "field")
+
+
+@pytest.mark.parametrize("imagecodecs", ["with", "without"])
+def test_a_part_that_unpacks_to_more_than_its_pixels_is_damage(tmp_path, imagecodecs):
+    content = as_tiff(np.zeros((40, 60), np.uint16), compression="zlib")
+    with tifffile.TiffFile(io.BytesIO(content)) as tiff:
+        offset = tiff.pages[0].tags["ImageLength"].valueoffset, tiff.pages[0].tags["RowsPerStrip"].valueoffset
+    for place in offset:
+        content = content[:place] + struct.pack("<H", 20) + content[place + 2 :]
+    (tmp_path / "half.tif").write_bytes(content)
+    code = (
+        f"import sys, pathlib; {'' if imagecodecs == 'with' else 'sys.modules.update(imagecodecs=None)'}\n"
+        "from cellfluxrl.data.building.fields import read_image\n"
+        f"read_image(pathlib.Path({str(tmp_path / 'half.tif')!r}), 'field')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "ImageError: field: damaged, " in done.stderr
+
+
+def test_compressions_whose_size_nothing_bounds_are_not_read():
+    with pytest.raises(ImageError, match="field: JPEG compression; what is read: NONE, PACKBITS, ADOBE_DEFLATE"):
+        read_image(with_tag(SINGLE["plain"], COMPRESSION_TAG, 7), "field")
+
+
+def test_a_caller_may_allow_fewer_pixels():
+    for kind in ("plain", "16 bit PNG"):
+        with pytest.raises(ImageError, match=f"40 x 60 pixels, more than the {IMAGE.size - 1}"):
+            read_image(SINGLE[kind], "field", max_pixels=IMAGE.size - 1)

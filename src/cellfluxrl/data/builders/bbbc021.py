@@ -18,12 +18,11 @@ from cellfluxrl.data.cells import Source
 
 @dataclass
 class BBBC021Config(CellBuilderConfig):
-    """
-    Args:
-        image_size: Height and width of the crops; by default they keep theirs.
-        plates: All by default.
-        table: The CSV file of the sources `"impa"` and `"folder"`.
-        settings: Further arguments of the source, for example `{"crop_size": 64}`.
+    """Args:
+    image_size: Height and width of the crops; by default they keep theirs.
+    plates: All by default.
+    table: The CSV file of the sources `"impa"` and `"folder"`.
+    settings: Further arguments of the source, for example `{"crop_size": 64}`.
     """
 
     image_size: int | None = None

@@ -20,9 +20,8 @@ from cellfluxrl.data.splits import row_splitter
 
 @dataclass
 class CellBuilderConfig(datasets.BuilderConfig):
-    """
-    Args:
-        split, held_out: What makes the test split, see [`assign_splits`].
+    """Args:
+    split, held_out: What makes the test split, see [`assign_splits`].
     """
 
     split: str = "plate"

@@ -28,7 +28,7 @@ from cellfluxrl.data.parquet import ShardWriter, encode_cells, row_groups
 from cellfluxrl.data.processes import process_map
 from cellfluxrl.data.schema import cell_features
 from cellfluxrl.data.splits import row_splitter
-from cellfluxrl.files import locked, write_whole
+from cellfluxrl.files import contained_path, locked, write_whole
 
 ASIDE = ".partial"
 GO_ON = "the same command goes on"
@@ -85,6 +85,8 @@ def build_dataset(
         "plates": {},
         "counts": [],
     }
+    for plate in report["plate_names"]:  # files are named after them
+        contained_path(folder, f"{plate}-00000.parquet")
     split_of = row_splitter(source.fields, split, report["split"]["held_out"])
     with locked(folder, f"another build is writing to {str(folder)!r}"):
         try:
@@ -178,7 +180,7 @@ def _resume(folder: Path, report: dict[str, Any]) -> None:
         _check_same(before, json.loads(json.dumps(report)), folder)
         for plate, entry in before["plates"].items():
             # A plate without readable fields is tried again: its disk may have been away.
-            if entry["fields"] and all(_has_rows(folder / name, rows) for name, rows in entry["files"].items()):
+            if entry["fields"] and all(_has_rows(folder, name, rows) for name, rows in entry["files"].items()):
                 _add(report, plate, entry, [count for count in before["counts"] if count["plate"] == plate])
     kept = {folder / name for entry in report["plates"].values() for name in entry["files"]}
     for plate in report["plate_names"]:
@@ -215,8 +217,9 @@ def _check_same(before: dict[str, Any], report: dict[str, Any], folder: Path) ->
             )
 
 
-def _has_rows(path: Path, rows: int) -> bool:
+def _has_rows(folder: Path, name: str, rows: int) -> bool:
     """Whether a shard is there and whole: after a power failure it may be neither."""
+    path = contained_path(folder, *name.split("/"))
     try:
         return pq.read_metadata(path).num_rows == rows
     except (OSError, pa.ArrowInvalid):
@@ -262,7 +265,7 @@ def _build_plate(
             for split in sorted(set(rows["split"])):
                 chosen = np.flatnonzero(rows["split"] == split)
                 if split not in writers:
-                    writers[split] = ShardWriter(aside / split, plate, features)
+                    writers[split] = ShardWriter(contained_path(aside, split), plate, features)
                 writers[split].write(rows.iloc[chosen], [images[i] for i in chosen])
         shards = {f"{split}/{name}": n for split, w in writers.items() for name, n in w.close().items()}
     except BaseException:

@@ -44,8 +44,7 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class CropSettings:
-    """
-    Args:
+    """Args:
         crop_size: Height and width that is cut out around each nucleus, in pixels of the field of view.
         image_size: Height and width that crops are resized to.
         nucleus_diameter: Typical diameter of a nucleus in pixels of the field of view, at least 4.

@@ -16,7 +16,7 @@ import urllib3
 from filelock import FileLock
 from tqdm.auto import tqdm
 
-from cellfluxrl.files import file_sha256
+from cellfluxrl.files import contained_path, file_sha256, refusal_of_name
 
 ATTEMPTS = 5  # of one call, before it gives up on a connection that keeps breaking
 BACKOFF_SECONDS = 0.5  # doubled at every further attempt
@@ -106,7 +106,7 @@ def verified_download(url: str, folder: Path, checksums: Mapping[str, str], prog
     record = folder / RECORD_NAME
     recorded = read_checksums(record) if record.exists() else {}
     expected = checksums.get(name, recorded.get(name))
-    path = download(url, folder / name, expected, progress)
+    path = download(url, contained_path(folder, name), expected, progress)
     if expected is None:
         line_break = "\n" if record.exists() and not record.read_bytes().endswith(b"\n") else ""
         with open(record, "a", encoding="utf-8") as lines:
@@ -143,8 +143,9 @@ def _verify(path: Path, sha256: str | None, what: str) -> None:
 
 def _file_name(url: str) -> str:
     name = unquote(urlsplit(url).path.rpartition("/")[2])
-    if not re.fullmatch(r"\w[\w .,+()\-]*", name) or name == RECORD_NAME:
-        raise ValueError(f"{url!r} does not end in a file name made of letters, digits and any of '_ .,+()-'")
+    reason = refusal_of_name(name)
+    if reason or name.startswith(".") or name == RECORD_NAME:
+        raise ValueError(f"{url!r} does not end in a file name that can be used: {name!r}{reason and f', {reason}'}")
     return name
 
 

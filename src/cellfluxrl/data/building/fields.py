@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import struct
@@ -16,9 +17,14 @@ from typing import BinaryIO
 import numpy as np
 import tifffile
 from PIL import Image
+from tifffile import COMPRESSION
 
 MAX_PIXELS = 2**26  # 8192 x 8192, more than any camera has
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+# What these unpack to is bounded by the size of the image, with imagecodecs; of others, such as JPEG, by nothing.
+UNBOUNDED_ALONE = (COMPRESSION.LZW, COMPRESSION.LZMA, COMPRESSION.ZSTD)  # without imagecodecs
+DEFLATES = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
+TIFF_COMPRESSIONS = (COMPRESSION.NONE, COMPRESSION.PACKBITS, *DEFLATES, *UNBOUNDED_ALONE)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, little- and big-endian
 GREY = "an 8 or 16 bit grey image (unsigned integers) is needed"
 
@@ -27,7 +33,7 @@ class ImageError(ValueError):
     """An image that cannot be read; the message names it and says why."""
 
 
-def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.ndarray:
+def read_image(content: bytes | Path, name: str, page: int | None = None, max_pixels: int | None = None) -> np.ndarray:
     """Read one grey image from a TIFF (also BigTIFF and OME-TIFF) or PNG, recognised by its first bytes.
 
     Damage is an error where the format can tell: a file cut short, a part outside the file, a compressed part that
@@ -37,14 +43,15 @@ def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.
         content: the file's bytes, or its path.
         name: what error messages call it.
         page: index of the plane in a file that has several, in the order of the file; not needed if it has one.
+        max_pixels: what has more is refused before it is unpacked; `MAX_PIXELS` by default.
 
     Returns:
         (H, W) uint8 or uint16 in native byte order.
 
     Raises:
-        ImageError: if it is damaged or no TIFF or PNG, has more than `MAX_PIXELS` pixels, is not 8 or 16 bit grey
+        ImageError: if it is damaged or no TIFF or PNG, has more than `max_pixels` pixels, is not 8 or 16 bit grey
             (but float, signed, RGB, palette, 1-bit or inverted), has several planes and `page` is not given or out of
-            range, or its compression needs the package `imagecodecs`.
+            range, or its compression needs the package `imagecodecs` or is not one of `TIFF_COMPRESSIONS`.
         OSError: if a path cannot be opened.
 
     Example:
@@ -57,7 +64,7 @@ def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         try:
             with _quiet():
-                image = _read(file, page)
+                image = _read(file, page, MAX_PIXELS if max_pixels is None else max_pixels)
         except ImageError as error:
             raise ImageError(f"{name}: {error}") from None
         except Exception as error:  # on damaged data the two libraries raise whatever they stumble over
@@ -65,13 +72,13 @@ def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.
     return np.ascontiguousarray(image, dtype=image.dtype.newbyteorder("="))
 
 
-def _read(file: BinaryIO, page: int | None) -> np.ndarray:
+def _read(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
     magic = file.read(8)
     file.seek(0)
     if magic == PNG_MAGIC:
-        return _read_png(file, page)
+        return _read_png(file, page, max_pixels)
     if magic[:4] in TIFF_MAGICS:
-        return _read_tiff(file, page)
+        return _read_tiff(file, page, max_pixels)
     raise ImageError(f"neither TIFF nor PNG; it begins with {magic!r}")
 
 
@@ -93,9 +100,9 @@ def _quiet() -> Iterator[None]:
         logger.removeFilter(of_other_threads)
 
 
-def _check_size(height: int, width: int) -> None:
-    if height * width > MAX_PIXELS:
-        raise ImageError(f"{height} x {width} pixels, more than the {MAX_PIXELS} that are read")
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(f"{height} x {width} pixels, more than the {max_pixels} that are read")
     if height < 1 or width < 1:
         raise ImageError(f"it has no pixels ({height} x {width})")
 
@@ -113,7 +120,7 @@ def _chosen_page(page: int | None, count: int) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _read_tiff(file: BinaryIO, page: int | None) -> np.ndarray:
+def _read_tiff(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
     # OME-XML may name other files; the planes are all that is read here.
     with tifffile.TiffFile(file, is_ome=False) as tiff:
         count = len(tiff.pages)
@@ -126,17 +133,12 @@ def _read_tiff(file: BinaryIO, page: int | None) -> np.ndarray:
         keyframe = tiff.pages[0 if frames > 1 else chosen]
         if not isinstance(keyframe, tifffile.TiffPage):
             keyframe = keyframe.aspage()
-        _check_tiff_page(keyframe, tiff.filehandle.size)
+        _check_tiff_page(keyframe, tiff.filehandle.size, max_pixels)
+        check_compression(keyframe)
         shape = (keyframe.imagelength, keyframe.imagewidth)
         if frames > 1:
             return _read_frame(file, tiff, keyframe, chosen)
-        try:
-            image = keyframe.asarray()
-        except (ValueError, NotImplementedError, ImportError) as error:
-            if "imagecodecs" in str(error):
-                kind = getattr(keyframe.compression, "name", keyframe.compression)
-                raise ImageError(f'{kind} compression needs imagecodecs: pip install "cellfluxrl[tiff]"') from None
-            raise
+        image = keyframe.asarray()
     if image.shape != shape:
         raise ImageError(f"damaged, its pixels have the shape {image.shape}, not {shape}")
     return image
@@ -157,9 +159,36 @@ def _read_frame(file: BinaryIO, tiff: tifffile.TiffFile, first: tifffile.TiffPag
     return image.reshape(first.imagelength, first.imagewidth)
 
 
-def _check_tiff_page(page: tifffile.TiffPage, file_size: int) -> None:
+def check_compression(page: tifffile.TiffPage) -> None:
+    """Refuse compressed pixels that may unpack to more than the image needs: few bytes can hide very many.
+
+    Raises:
+        ImageError: If the compression is not one of `TIFF_COMPRESSIONS` or needs the package `imagecodecs`, or a part
+            of the image unpacks to more than its size.
+    """
+    kind = getattr(page.compression, "name", page.compression)
+    if page.compression not in TIFF_COMPRESSIONS:
+        names = ", ".join(compression.name for compression in TIFF_COMPRESSIONS)
+        raise ImageError(f"{kind} compression; what is read: {names}")
+    if importlib.util.find_spec("imagecodecs"):
+        return
+    if page.compression in UNBOUNDED_ALONE:
+        raise ImageError(f'{kind} compression needs imagecodecs: pip install "cellfluxrl[tiff]"')
+    if page.compression not in DEFLATES:
+        return
+    size = int(np.prod(page.chunks)) * page.dtype.itemsize
+    file = page.parent.filehandle
+    for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True):
+        file.seek(offset)
+        if len(zlib.decompressobj().decompress(file.read(count), size + 1)) > size:
+            raise ImageError(f"damaged, a part unpacks to more than the {size} bytes of its pixels")
+
+
+def _check_tiff_page(page: tifffile.TiffPage, file_size: int, max_pixels: int) -> None:
     """Refuse what is not grey, and what tifffile would fill with zeros, before anything is decoded."""
-    _check_size(page.imagelength, page.imagewidth)
+    _check_size(page.imagelength, page.imagewidth, max_pixels)
+    if page.is_tiled:
+        _check_size(page.tilelength, page.tilewidth, max_pixels)
     if page.imagedepth != 1:
         raise ImageError(f"a volume of depth {page.imagedepth}; {GREY}")
     if page.samplesperpixel != 1:
@@ -177,11 +206,11 @@ def _check_tiff_page(page: tifffile.TiffPage, file_size: int) -> None:
         if offset <= 0 or size <= 0 or offset + size > file_size:
             raise ImageError(f"truncated or damaged, {size} bytes at {offset} of a file of {file_size} bytes")
     pixels = page.size * page.dtype.itemsize
-    if page.compression == tifffile.COMPRESSION.NONE and sum(sizes) < pixels:
+    if page.compression == COMPRESSION.NONE and sum(sizes) < pixels:
         raise ImageError(f"truncated or damaged, {sum(sizes)} bytes for {pixels} bytes of pixels")
     # No codec doubles the size of what it compresses, but few bytes can hide very many: see `zlib`.
     chunk = np.prod(page.chunks) * page.dtype.itemsize
-    if page.compression != tifffile.COMPRESSION.NONE and max(sizes) > 2 * chunk + 1024:
+    if page.compression != COMPRESSION.NONE and max(sizes) > 2 * chunk + 1024:
         raise ImageError(f"damaged, {max(sizes)} compressed bytes for {chunk} bytes of pixels")
 
 
@@ -192,11 +221,11 @@ def _check_tiff_page(page: tifffile.TiffPage, file_size: int) -> None:
 _PNG_COLOURS = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 
 
-def _read_png(file: BinaryIO, page: int | None) -> np.ndarray:
+def _read_png(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
     content = file.read()
     _check_png_chunks(content)
     width, height, bits, colour = struct.unpack(">IIBB", content[16:26])
-    _check_size(height, width)
+    _check_size(height, width, max_pixels)
     _chosen_page(page, 1)
     if colour != 0 or bits not in (8, 16):
         raise ImageError(f"{_PNG_COLOURS.get(colour, 'grey')} of {bits} bits; {GREY}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import stat
 import struct
 import zipfile
@@ -15,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from cellfluxrl.data.building.downloads import ArchiveError
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import refusal_of_name
 
 MAX_ENTRIES = 20_000  # a plate of BBBC021 has 720
 MAX_DIRECTORY_BYTES = 8 << 20
@@ -52,7 +52,7 @@ class PlateArchive:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._file = _BoundedReader(FileIO(self.path))
+        self._file = BoundedReader(FileIO(self.path))
         try:
             with _damage_as_archive_error(str(self.path)):
                 self._zip = zipfile.ZipFile(self._file)
@@ -105,7 +105,7 @@ class PlateArchive:
         return data
 
 
-class _BoundedReader(BufferedReader):
+class BoundedReader(BufferedReader):
     """Bounds the memory that one read takes: `ZipFile` reads the archive's directory at once, whatever its size."""
 
     limit = MAX_DIRECTORY_BYTES
@@ -153,10 +153,9 @@ def _check_directory(archive: zipfile.ZipFile) -> None:
 def _refusal(entry: zipfile.ZipInfo) -> str | None:
     """Why an entry is not read, from its record in the archive's directory alone."""
     for name in (entry.orig_filename, entry.filename):  # zipfile cuts at NUL and may take another name from an extra
-        if not name or name.startswith("/") or re.match("[A-Za-z]:", name):
-            return "an absolute name"
-        if "\\" in name or "\0" in name or ".." in name.split("/"):
-            return "a name with '..', a backslash or NUL"
+        for part in name.removesuffix("/").split("/"):  # that of a folder ends in one
+            if reason := refusal_of_name(part):
+                return f"{part!r} in its name: {reason}"
     kind = stat.S_IFMT(entry.external_attr >> 16)
     if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "a link or another special file"

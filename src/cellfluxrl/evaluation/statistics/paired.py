@@ -19,12 +19,11 @@ HALVES = 200
 
 @dataclass(frozen=True)
 class PairedTest:
-    """
-    Args:
-        difference: Ours minus theirs.
-        p_value: Two-sided, of a difference this large if it did not matter which of the two is whose.
-        adjusted: The p-value by Holm's method over all that were tested together; see [`adjust`].
-        count: Pairs.
+    """Args:
+    difference: Ours minus theirs.
+    p_value: Two-sided, of a difference this large if it did not matter which of the two is whose.
+    adjusted: The p-value by Holm's method over all that were tested together; see [`adjust`].
+    count: Pairs.
     """
 
     difference: Interval

@@ -25,7 +25,7 @@ from cellfluxrl.data.tables import (
     refuse,
 )
 from cellfluxrl.errors import unknown_name
-from cellfluxrl.files import file_sha256
+from cellfluxrl.files import contained_path, file_sha256
 
 COLUMNS = ("SAMPLE_KEY", "BATCH", "CPD_NAME", "SMILES", "DOSE", "ANNOT", "STATE", "SPLIT")
 # Whether it is a control; pandas writes whole numbers as 1.0 where a column once had a gap.
@@ -86,7 +86,10 @@ class ImpaCrops:
         """See [`Source`]; crops that cannot be used are logged by their SAMPLE_KEY."""
         cells = self.cells[self.cells["plate"] == plate]
         chunks = [cells.iloc[i : i + CELLS_PER_CHUNK] for i in range(0, len(cells), CELLS_PER_CHUNK)]
-        paths = [[str(self.folder / path) for path in chunk["path"]] for chunk in chunks]
+        paths = [
+            [str(contained_path(self.folder, *path.split("/"), follow_links=True)) for path in chunk["path"]]
+            for chunk in chunks
+        ]
         first_of_field = ~cells.duplicated(["field", "split"])
         for chunk, (images, problems) in zip(chunks, map(_load_crops, paths), strict=True):
             for row, reason in problems.items():
