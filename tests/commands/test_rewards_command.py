@@ -126,8 +126,8 @@ SCORE = f"score;images;--suite;suite;--moa;{MOA};--output;scores.parquet"
     [
         ("scores", "unknown rewards command 'scores'; did you mean 'score'?"),
         (SCORE.replace("suite;suite", "suite;nowhere"), "there is no suite 'nowhere': give its folder"),
-        (SCORE.replace("suite;suite", "suite;images"), "'images' has no config.json: it is no suite"),
-        (SCORE.replace("suite;suite", "suite;classifier"), "'classifier' is no suite: it holds a MoAClassifier"),
+        (SCORE.replace("suite;suite", "suite;images"), "'images' has no config.json: it is not a suite"),
+        (SCORE.replace("suite;suite", "suite;classifier"), "'classifier' is not a suite: it holds a MoAClassifier"),
         (SCORE.replace(MOA, "DNA damages"), "unknown MoA 'DNA damages'; did you mean 'DNA damage'?"),
         (SCORE.replace("images", "nowhere"), "there is no data set 'nowhere'"),
         (SCORE.replace("scores.parquet", "scores.csv"), "--output must end in .parquet, got 'scores.csv'"),

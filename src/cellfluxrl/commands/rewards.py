@@ -27,12 +27,8 @@ logger = logging.getLogger(__name__)
 NAMED_SKIPPED = 10
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Fit
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def fit_parser() -> CommandParser:
+    """Parser of `cellfluxrl rewards fit`."""
     parser = CommandParser("cellfluxrl rewards fit", inspect.getdoc(fit))
     parser.add_argument("dataset", help="folder that `cellfluxrl data build` made, or org/name on the Hub")
     parser.add_argument("--classifier", required=True, help="folder of `cellfluxrl moa`, or org/name on the Hub")
@@ -53,11 +49,11 @@ def fit_parser() -> CommandParser:
 
 
 def fit(argv: Sequence[str]) -> None:
-    """Fit the rewards on real cells, for their own mechanisms of action, and save the suite with its card.
+    r"""Fit the rewards on real cells, for their mechanisms of action, and save the suite with its card.
 
     Examples:
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards
-      cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --segmenter watershed \\
+      cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --segmenter watershed \
           --segmenter_settings nucleus_sigma=1.5 --pixel_size 0.5
       cellfluxrl rewards fit my_cells --classifier runs/moa --output_dir my_rewards --plugins my_module
     """
@@ -98,7 +94,7 @@ def _parse_settings(pairs: Sequence[str]) -> dict[str, Any]:
         try:
             settings[key] = yaml.safe_load(value)
         except yaml.YAMLError as error:
-            raise ValueError(f"--segmenter_settings {key}: {value!r} is no number, text or list") from error
+            raise ValueError(f"--segmenter_settings {key}: {value!r} is not a number, text or a list") from error
     return settings
 
 
@@ -120,12 +116,12 @@ def _load(cls: type, name: str, what: str) -> Any:
     folder = Path(name)
     check_found(what, name)
     if folder.is_dir() and not (folder / "config.json").is_file():
-        raise ValueError(f"{name!r} has no config.json: it is no {what} that was saved with save_pretrained")
+        raise ValueError(f"{name!r} has no config.json: it is not a {what} that was saved with save_pretrained")
     diffusers_logging.set_verbosity_error()  # it would list every weight that is missing
     try:
         class_name = cls.load_config(name).get("_class_name")
         if class_name != cls.__name__:
-            raise ValueError(f"{name!r} is no {what}: it holds a {class_name}")
+            raise ValueError(f"{name!r} is not a {what}: it holds a {class_name}")
         model, loaded = cls.from_pretrained(name, use_safetensors=True, output_loading_info=True)
     except OSError as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -147,21 +143,12 @@ def _with_moa(cells: datasets.Dataset) -> datasets.Dataset:
 
 def _fitted(suite: RewardSuite) -> dict[str, Any]:
     """What was fitted, in numbers: by MoA, the images and the mean and spread of each statistic."""
-    fitted = zip(suite.moas, suite.count.tolist(), suite.mean.tolist(), suite.std.tolist(), strict=True)
-    names = suite.statistic_names
-    return {
-        "moas": {
-            moa: {
-                "images": count,
-                "mean": dict(zip(names, mean, strict=True)),
-                "std": dict(zip(names, std, strict=True)),
-            }
-            for moa, count, mean, std in fitted
-            if count
-        },
-        "weights": suite.weights,
-        "separability": suite.separability(),
-    }
+    fitted = {}
+    for k, moa in enumerate(suite.moas):
+        if count := int(suite.count[k]):
+            mean, std = (dict(zip(suite.statistic_names, x[k].tolist(), strict=True)) for x in (suite.mean, suite.std))
+            fitted[moa] = {"images": count, "mean": mean, "std": std}
+    return {"moas": fitted, "weights": suite.weights, "separability": suite.separability()}
 
 
 def _describe(suite: RewardSuite) -> str:
@@ -172,10 +159,7 @@ def _describe(suite: RewardSuite) -> str:
 
     counts = {moa: count for moa, count in zip(suite.moas, suite.count.tolist(), strict=True) if count}
     fitted = pd.DataFrame(
-        [
-            [moa + "*" * (count < FEW_IMAGES), f"{count:,}", *statistics_text(suite, moa)]
-            for moa, count in counts.items()
-        ],
+        [[moa + "*" * (n < FEW_IMAGES), f"{n:,}", *statistics_text(suite, moa)] for moa, n in counts.items()],
         columns=["MoA", "images", *suite.statistic_names],
     )
     separability = separability_text(suite)
@@ -187,22 +171,18 @@ def _describe(suite: RewardSuite) -> str:
     parts = [f"real cells, mean ± standard deviation{f' ({units})' if units else ''}", text_table(fitted)]
     if min(counts.values()) < FEW_IMAGES:
         parts.append(f"* fewer than {FEW_IMAGES} images: shrunk towards all MoAs")
-    parts += ["", "separability: 0, alike in every MoA, to 1, tells the MoA", text_table(rewards)]
+    parts += ["", "separability: 0, alike in every MoA, to 1, identifies the MoA", text_table(rewards)]
     return "\n".join(parts)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Score
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def score_parser() -> CommandParser:
+    """Parser of `cellfluxrl rewards score`."""
     parser = CommandParser("cellfluxrl rewards score", inspect.getdoc(score))
     parser.add_argument("images", help="data set, folder or file")
     parser.add_argument("--suite", required=True, help="folder of `cellfluxrl rewards fit`, or org/name on the Hub")
     parser.add_argument("--output", required=True, help="Parquet file; the pictures are put beside it")
     parser.add_argument(
-        "--moa", help="mechanism of action of all images; default: a data set's own, or one sub-folder for each"
+        "--moa", help="mechanism of action of all images; default: the data set's, or one sub-folder for each"
     )
     parser.add_argument("--table", help="CSV file with the columns file and moa, for a folder; others are kept")
     parser.add_argument("--split", help="which part of a data set; default: test")
@@ -289,9 +269,8 @@ def _open_images(args: argparse.Namespace, suite: RewardSuite) -> ImagesToScore:
         return images_of_files(path, suite.channel_names, moa=args.moa, table=args.table)
     if args.table:
         raise ValueError(f"--table is for folders of images; {args.images!r} is a data set")
-    images, left_out = images_of_dataset(
-        load_split(args.images, args.split or "test"), suite.channel_names, moa=args.moa
-    )
+    cells = load_split(args.images, args.split or "test")
+    images, left_out = images_of_dataset(cells, suite.channel_names, moa=args.moa)
     if left_out:
         logger.warning("%d images have no mechanism of action: left out; --moa compares all with one", left_out)
     return images
