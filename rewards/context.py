@@ -56,7 +56,9 @@ class MissingContextError(ValueError):
     """A reward, whose name precedes the message, looks at a column of the context that the caller did not pass."""
 
     def __init__(self, column: str):
-        super().__init__(f"looks at the {column} of each image, which was not passed: suite(images, moa=..., {column}=...)")
+        super().__init__(
+            f"looks at the {column} of each image, which was not passed: suite(images, moa=..., {column}=...)"
+        )
 
 
 NO_CONTEXT = Context()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,7 +53,7 @@ class WatershedSegmenter:
     are cell at all is decided without the nucleus channel, as the reward for nuclei that lie inside cells could not
     fail otherwise. The nuclei share out that foreground by a watershed of the differences in brightness in all
     channels: the "secondary objects" of CellProfiler [3]_. Cytoplasm far from every nucleus, as of a cell whose
-    nucleus lies outside the image, is a cell of its own where background or a membrane sets it apart.
+    nucleus lies outside the image, is a separate cell where background or a membrane sets it apart.
 
     Images of more than one and a half times `image_size` are divided at that size, and only the edges of their
     objects are found at their own.
@@ -128,13 +127,7 @@ class WatershedSegmenter:
                 raise ValueError(f"{kind}_floor must not exceed {kind}_ceiling, got {floor!r} and {ceiling!r}")
 
     def __call__(self, images: np.ndarray) -> Masks:
-        """Label the nuclei and the cells of a batch.
-
-        Args:
-            images: (N, C, H, W) floats in [0, 1], channels in the order of `channel_names`.
-
-        Returns:
-            `Masks` with (N, H, W) labels. Each image's are the same whatever else is in the batch.
+        """Label the nuclei and the cells of (N, C, H, W) floats in [0, 1], whatever else is in the batch.
 
         Raises:
             ValueError: If the shape, the type or a value of `images` is not as above.
@@ -145,7 +138,8 @@ class WatershedSegmenter:
         others = [c for c in range(channels) if c != first] or [first]
         nuclei = np.zeros((count, height, width), dtype=np.int32)
         cells = np.zeros_like(nuclei)
-        for part in _parts(count, height * width):
+        step = max(1, _PIXELS_PER_PART // (height * width))
+        for part in (slice(start, start + step) for start in range(0, count, step)):
             # Contiguous float32 planes, which the filters below ask for.
             planes = np.ascontiguousarray(images[part].transpose(1, 0, 2, 3), dtype=np.float32)
             dna, cytoplasm = planes[first], planes[others]
@@ -250,18 +244,10 @@ def share_out(
     """Divide the foreground between nuclei by a watershed of the differences in brightness, in all channels.
 
     Foreground far from every nucleus, as of a cell whose nucleus lies outside the image, is divided off too. It stays
-    an object of its own if a membrane sets it apart, and falls to its neighbour otherwise.
-
-    Args:
-        pieces: (N, H, W) labels of the connected pieces of the foreground, counted through the stack, 0 elsewhere.
-        nuclei: (N, H, W) labels, 1 to K in each image. Their pixels outside of the foreground do not count. A piece of
-            foreground without a nucleus becomes an object of its own.
-        channels: (C, N, H, W) smoothed channels of cytoplasm, in [0, 1].
-        membranes: (N, H, W) float32, high where two cells meet; see `outlines`.
-        scale: Pixels that a pixel of a 48-pixel image is.
-
-    Returns:
-        (N, H, W) int32 labels, 0 for the background; no two images have another one in common.
+    a separate object if a membrane sets it apart, and falls to its neighbour otherwise. A piece without any nucleus is
+    an object. `pieces` are (N, H, W) labels of the connected pieces of the foreground, counted through the stack;
+    `nuclei` labels from 1 in each image; `channels`, (C, N, H, W), the smoothed cytoplasm in [0, 1]; `membranes` those
+    of `outlines`. No two images have a label but 0 in common.
     """
     seeds, settled = _cell_seeds(pieces, nuclei, scale)
     thirds = np.array_split(channels, 3) if len(channels) >= 3 else [channels[:1], channels[-1:], channels]
@@ -309,12 +295,6 @@ def _cell_seeds(pieces: np.ndarray, nuclei: np.ndarray, scale: float) -> tuple[n
     cells = len(nuclei) * highest + len(has_nucleus)
     seeds = np.where(large[far_pieces], far_pieces + np.int32(cells), seeds)
     return seeds, np.arange(cells + len(large)) <= cells
-
-
-def _parts(count: int, pixels: int) -> Iterator[slice]:
-    """Cut `count` images of so many pixels into slices to compute at once."""
-    step = max(1, _PIXELS_PER_PART // pixels)
-    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _contrast(images: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
