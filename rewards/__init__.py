@@ -1,6 +1,17 @@
 """The biological rewards: segmentation, measurements, the seven rewards and the suite."""
 
+from typing import TYPE_CHECKING
+
 from cellfluxrl.lazy import lazy_names
+
+if TYPE_CHECKING:  # what editors and type checkers see of the names below
+    from cellfluxrl.rewards.biological import REWARDS as REWARDS
+    from cellfluxrl.rewards.observation import Observation as Observation
+    from cellfluxrl.rewards.suite import RewardSuite as RewardSuite
+    from cellfluxrl.rewards.terms import Reward as Reward
+    from cellfluxrl.rewards.terms import register_reward as register_reward
+
+__all__ = ["REWARDS", "Observation", "Reward", "RewardSuite", "register_reward"]
 
 _PUBLIC = {
     "REWARDS": "cellfluxrl.rewards.biological",
@@ -10,6 +21,5 @@ _PUBLIC = {
     "register_reward": "cellfluxrl.rewards.terms",
 }
 
-__all__ = sorted(_PUBLIC)
-
-__getattr__, __dir__ = lazy_names(__name__, _PUBLIC)
+if not TYPE_CHECKING:  # to a type checker, a module with `__getattr__` has every name
+    __getattr__, __dir__ = lazy_names(__name__, _PUBLIC)

@@ -32,7 +32,7 @@ def smooth_images(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def local_means(images: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
-    """Average the (N, H, W) float32 neighbours inside `mask` in a square about `width` wide; 0 where there are none."""
+    """Average (N, H, W) float32 neighbours inside `mask` in a square about `width` wide; 0 where there are none."""
     size = 2 * round(width / 2 - 0.5) + 1
     weights = mask.astype(np.float32)
     means = np.empty_like(images)
@@ -52,7 +52,7 @@ def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def refine(labels: np.ndarray, edge: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Carry (N, h, w) labels over to larger (N, H, W) images, where an object ends at the brightness `edge`, (N, h, w).
+    """Carry (N, h, w) labels over to larger (N, H, W) images, where an object ends at the brightness `edge`.
 
     Only the pixels within one pixel of the smaller images of an object's edge are decided anew.
     """

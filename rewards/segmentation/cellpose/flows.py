@@ -174,7 +174,7 @@ def flow_errors(labels: np.ndarray, flows: np.ndarray) -> np.ndarray:
 
 
 def mask_flows(masks: np.ndarray, steps: np.ndarray) -> np.ndarray:
-    """Compute the (K, 2, H, W) flows to the centres of masks: directions of the gradient of heat that spreads from there.
+    """Compute (K, 2, H, W) flows to the centres of masks: the gradient of heat that spreads from them, of length 1.
 
     Each of the (K, H, W) masks must not touch the border; its heat is averaged over 3x3 pixels `steps` times, (K,) in
     ascending order.
