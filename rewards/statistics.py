@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 30
 REFERENCE_SIZE = 400
-POOLED_IMAGES = 10  # what the pooled variance weighs beside a MoA's own
+POOLED_IMAGES = 10  # what the pooled variance weighs beside that of a MoA
 MINIMUM_STD = 1e-3
 
 

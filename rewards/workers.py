@@ -151,10 +151,6 @@ class PendingMeasurements:
         self._workers, self._chunks, self._count = workers, chunks, count
         self._whole: PartlyMeasured | None = None
 
-    def done(self) -> bool:
-        """Whether [`result`] would not have to wait."""
-        return all(future.done() for _, future in self._chunks)
-
     def result(self) -> PartlyMeasured:
         """What was measured, and which images failed.
 

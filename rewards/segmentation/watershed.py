@@ -34,6 +34,16 @@ from cellfluxrl.rewards.segmentation.protocol import (
 )
 
 _PIXELS_PER_PART = 64 * 48 * 48  # what is computed at once then stays in the processor's cache
+_LARGE = 1.5  # times the size that the settings are for
+_EDGE_SIGMA = 0.6  # px; takes the noise off an edge without moving it
+_NUCLEUS_WINDOW = 13.0  # px, about a nucleus
+_CELL_WINDOW = 21.0  # px, about a cell
+_DISTANCE_WEIGHT = 0.1  # brightness that one px of distance to the background is worth
+_JOIN = 1.0  # log-odds; parts of a nucleus that one border does not join another one may
+_FAR = 13.0  # px from the nearest nucleus: further than most cells reach
+_FAR_AREA = 5.0  # square px
+_MEMBRANE = 0.08  # brightness per px; a cell without a nucleus in view is set apart by more
+_SPECK = 12.0  # square px; smaller holes in a cell are filled
 
 
 @register_segmenter
@@ -56,10 +66,10 @@ class WatershedSegmenter:
     nucleus lies outside the image, is a separate cell where background or a membrane sets it apart.
 
     Images of more than one and a half times `image_size` are divided at that size, and only the edges of their
-    objects are found at their own.
+    objects are found at full size.
 
     Lengths are in pixels of an image whose shorter side is `image_size`; other images are measured in the same
-    proportion. Intensities are on the images' own scale of 0 to 1.
+    proportion. Intensities are on the images' scale of 0 to 1.
 
     Args:
         channel_names: The channels in the order of the images' second axis.
@@ -146,7 +156,7 @@ class WatershedSegmenter:
             if min(height, width) < _LARGE * self.image_size:
                 (nuclei[part], _), (cells[part], _) = self._segment(dna, cytoplasm)
                 continue
-            # Objects are told apart at the resolution of the settings, and only their edges found at the images' own.
+            # Objects are told apart at the resolution of the settings, and only their edges found at full size.
             size = (round(height / self._scale(dna)), round(width / self._scale(dna)))
             found = self._segment(resize(dna, size), np.stack([resize(c, size) for c in cytoplasm]))
             sigma = _EDGE_SIGMA * self._scale(dna)
@@ -207,18 +217,6 @@ class WatershedSegmenter:
     def _scale(self, images: np.ndarray) -> float:
         """Return how many pixels of `images` one pixel of the settings is."""
         return min(images.shape[-2:]) / self.image_size
-
-
-_LARGE = 1.5  # times the size that the settings are for
-_EDGE_SIGMA = 0.6  # px; takes the noise off an edge without moving it
-_NUCLEUS_WINDOW = 13.0  # px, about a nucleus
-_CELL_WINDOW = 21.0  # px, about a cell
-_DISTANCE_WEIGHT = 0.1  # brightness that one px of distance to the background is worth
-_JOIN = 1.0  # log-odds; parts of a nucleus that one border does not join another one may
-_FAR = 13.0  # px from the nearest nucleus: further than most cells reach
-_FAR_AREA = 5.0  # square px
-_MEMBRANE = 0.08  # brightness per px; a cell without a nucleus in view is set apart by more
-_SPECK = 12.0  # square px; smaller holes in a cell are filled
 
 
 def outlines(images: np.ndarray, scale: float = 1.0) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 Cellpose [1]_ predicts for every pixel the direction to the centre of its object. Pixels that follow the flows end up
 together in the middle of their object, so that each heap of them makes a mask. A mask is discarded where the flows
-that lead to its own centre differ from the predicted ones. The steps are those of the package `cellpose`; three
+that lead to its centre differ from the predicted ones. The steps are those of the package `cellpose`; three
 things make them an order of magnitude faster on many small images:
 
 * pixels that have come within half a pixel of each other move on as one, so that after some tens of steps only a
