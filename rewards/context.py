@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,13 @@ class Context(Rows):
         arrays = {name: np.asarray(values) for name, values in given.items() if name != "control"}
         return cls(control=given.get("control"), **arrays)
 
-    def only(self, names: Iterable[str]) -> Context:
-        """Without the columns that nobody looks at."""
+    def only(self, names: Container[str]) -> Context:
+        """Without the other columns."""
         return Context(**{name: getattr(self, name) for name in COLUMNS if name in names})
 
 
 class MissingContextError(ValueError):
-    """A reward looks at a column of the context that the caller did not pass; the message begins after its name."""
+    """A reward, whose name precedes the message, looks at a column of the context that the caller did not pass."""
 
     def __init__(self, column: str):
         super().__init__(
@@ -66,11 +66,7 @@ COLUMNS = tuple(field.name for field in dataclasses.fields(Context))
 
 
 class PickedImages:
-    """Some of many stored images, which are not read before they are looked at.
-
-    Args:
-        read: From rows, `(N,)`, to their images, `(N, C, H, W)`.
-        rows: Which.
+    """Some of many stored images, which `read` turns from rows, `(N,)`, into `(N, C, H, W)` when they are looked at.
 
     Example:
         >>> stored = np.zeros((9, 3, 16, 16), np.uint8)
@@ -87,18 +83,14 @@ class PickedImages:
     def __getitem__(self, rows: Any) -> PickedImages:
         return PickedImages(self._read, self._rows[rows])
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: Any = None, *, copy: bool | None = None) -> np.ndarray:
         return np.asarray(self._read(self._rows), dtype=dtype)
 
 
 def context_of_table(table: pd.DataFrame, read: Callable[[np.ndarray], np.ndarray], seed: int = 0) -> Context:
     """What a table of cells says of each: its columns, and a random control cell of the same plate and split.
 
-    Args:
-        table: One row a cell; of the columns `compound`, `concentration`, `plate`, `split` and `is_control` those
-            that are there.
-        read: From rows of the table, `(N,)`, to their images; called when a reward looks at the controls.
-        seed: Which controls.
+    `read` turns rows of the table, `(N,)`, into their images; it is called when a reward looks at the controls.
     """
     columns: dict[str, Any] = {name: np.asarray(table[name]) for name in ("compound", "plate") if name in table}
     if "concentration" in table:
@@ -127,8 +119,8 @@ def _drawn_controls(table: pd.DataFrame, seed: int) -> np.ndarray:
     """A row of a control cell for each row, another one for a control if there is one; -1 where there is none."""
     random = numpy_generator(seed, "controls of real cells")
     is_control, drawn = table["is_control"].to_numpy(dtype=bool), np.full(len(table), -1)
-    place = [name for name in ("plate", "split") if name in table]
-    for rows in table.groupby(place, dropna=False).indices.values():
+    groups = table.groupby([name for name in ("plate", "split") if name in table], dropna=False)
+    for rows in groups.indices.values():
         controls = rows[is_control[rows]]
         if len(controls) == 0:
             continue

@@ -8,11 +8,9 @@ ROWS_AT_ONCE = 1024  # distances of all to all would need N^2 numbers
 
 
 def pairwise(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Euclidean distances of all rows of `a` (N, D) to all rows of `b` (M, D).
-
-    Not by way of |a|^2 + |b|^2 - 2ab, which `torch.cdist` prefers for 26 rows and more: between close rows it loses
-    half of the digits, and an image's reward would depend on how many others are in its batch.
-    """
+    """`(N, M)`; Euclidean distances of all rows of `a`, `(N, D)`, to all rows of `b`, `(M, D)`."""
+    # Not by way of |a|^2 + |b|^2 - 2ab, which torch.cdist prefers for 26 rows and more: between close rows it loses
+    # half of the digits, and an image's reward would depend on how many others are in its batch.
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
@@ -35,7 +33,7 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
             other's s'.
 
     Returns:
-        `torch.Tensor` of shape `(N,)`.
+        `(N,)`.
 
     Raises:
         ValueError: If a group has one rollout only: the second term needs another one.
@@ -45,17 +43,14 @@ def energy_rewards(values: torch.Tensor, reference: torch.Tensor, groups: torch.
         rows = (groups == group).nonzero()[:, 0]
         if len(rows) < 2:
             raise ValueError("the energy form compares rollouts of one condition: give at least two of each")
-        own = values[rows]
-        sums = [pairwise(part, own).sum(dim=1) for part in own.split(ROWS_AT_ONCE)]
+        group_values = values[rows]
+        sums = [pairwise(part, group_values).sum(dim=1) for part in group_values.split(ROWS_AT_ONCE)]
         rewards[rows] += torch.cat(sums) / (len(rows) - 1)
     return rewards
 
 
 def distances_to_real(values: torch.Tensor, reference: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """Mean distance of each image to the real cells of its group; the first term of [`energy_rewards`], positive.
-
-    Args and returns are those of [`energy_rewards`].
-    """
+    """Mean distance, `(N,)`, to the real cells of the group; arguments are those of [`energy_rewards`]."""
     distances = torch.empty(len(values), dtype=values.dtype, device=values.device)
     for group in groups.unique().tolist():
         rows = (groups == group).nonzero()[:, 0]

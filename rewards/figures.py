@@ -15,20 +15,8 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from cellfluxrl.data.images import PALETTE, as_model_images, composite, from_rgb, to_uint8
-from cellfluxrl.figures import (
-    COLORS,
-    DOTS_PER_INCH,
-    GRID_BACKGROUND,
-    GRID_TEXT,
-    TEXT_COLOR,
-    outlined,
-    styled,
-)
+from cellfluxrl.figures import COLORS, DOTS_PER_INCH, GRID_BACKGROUND, GRID_TEXT, TEXT_COLOR, outlined, styled
 from cellfluxrl.rewards.suite import RewardSuite
-
-# --------------------------------------------------------------------------------------------------------------------
-# Violins
-# --------------------------------------------------------------------------------------------------------------------
 
 FEW_MOAS = 3  # so many names have room side by side
 PANELS_PER_LINE = 3
@@ -37,18 +25,18 @@ LIMIT = 10.0
 DRAWN = 2000  # of more images a violin is no smoother
 REAL_COLOR, SCORED_COLOR = "#9a9a9a", COLORS[0]
 
+PER_LINE = 8
+TILE = 168  # px; crops are enlarged to about this
+GAP, MARGIN, LINE_HEIGHT = 24, 16, 17
+FAINT, WORST_COLOR = (160, 164, 172), (255, 140, 110)
+
 
 def score_violins(table: pd.DataFrame, suite: RewardSuite, path: str | Path) -> None:
     """Draw the distribution of each statistic beside that of real cells of the MoA, and write a PNG.
 
     Each MoA has a violin of two halves of equal area: grey for real cells, blue for what was scored; a dot is the
     mean. Statistics are in standard deviations from the mean of real cells of that MoA. The axis holds 99 % of them;
-    it ends at ±10, and what lies beyond is drawn there.
-
-    Args:
-        table: As [`score_images`] returns it.
-        suite: What scored them; its `reference` is the real distribution.
-        path: Of the PNG file.
+    it ends at ±10, and what lies beyond is drawn there. The table is that of [`score_images`].
 
     Raises:
         ValueError: If the suite has no reward that compares a statistic.
@@ -70,29 +58,29 @@ def score_violins(table: pd.DataFrame, suite: RewardSuite, path: str | Path) -> 
     titles = {reward.name: reward.title for reward in suite.rewards}
     for k, (name, panel) in enumerate(zip(names, shown, strict=True)):
         panel.set_title(titles[name], fontsize=10, color=TEXT_COLOR)
-        for place, moa in enumerate(moas):
+        for position, moa in enumerate(moas):
             real = suite.reference[suite.moas.index(moa), :, k].cpu().numpy()
             scored = table.loc[table["moa"] == moa, f"z_{name}"].to_numpy()[:DRAWN]
-            _violin(panel, real, scored, place, upright)
+            _violin(panel, real, scored, position, upright=upright)
             reach = max(reach, *np.abs(np.quantile(np.concatenate([real, scored]), [0.005, 0.995])))
-    _label(figure, shown, moas, min(max(reach, 3.0), LIMIT) + 0.5, upright)
+    _label(figure, shown, moas, min(max(reach, 3.0), LIMIT) + 0.5, upright=upright)
     figure.savefig(path, dpi=DOTS_PER_INCH)
 
 
-def _violin(panel: Axes, real: np.ndarray, scored: np.ndarray, place: int, upright: bool) -> None:
-    """Real cells to the left of, or above, `place`, and what was scored on the other side."""
+def _violin(panel: Axes, real: np.ndarray, scored: np.ndarray, position: int, *, upright: bool) -> None:
+    """Real cells to the left of, or above, `position`, and what was scored on the other side."""
     at = np.linspace(-LIMIT - 0.5, LIMIT + 0.5, 421)
     halves = [values.clip(-LIMIT, LIMIT) for values in (real, scored)]
     densities = [np.exp(-(((at[:, None] - values) / BANDWIDTH) ** 2) / 2).mean(axis=1) for values in halves]
     widest = max(density.max() for density in densities)
     for side, color, values, density in zip((-1, 1), (REAL_COLOR, SCORED_COLOR), halves, densities, strict=True):
         fill = panel.fill_betweenx if upright else panel.fill_between
-        fill(at, place, place + side * 0.44 * density / widest, where=density > 1e-3, color=color, linewidth=0)
-        mean = (place + side * 0.1, values.mean())
+        fill(at, position, position + side * 0.44 * density / widest, where=density > 1e-3, color=color, linewidth=0)
+        mean = (position + side * 0.1, values.mean())
         panel.plot(*(mean if upright else mean[::-1]), "o", color="white", markersize=4, markeredgecolor=TEXT_COLOR)
 
 
-def _label(figure: Figure, panels: Sequence[Axes], moas: list[str], reach: float, upright: bool) -> None:
+def _label(figure: Figure, panels: Sequence[Axes], moas: list[str], reach: float, *, upright: bool) -> None:
     for panel in panels:
         if upright:
             panel.set_xticks(range(len(moas)), [textwrap.fill(moa, 12) for moa in moas])
@@ -113,30 +101,14 @@ def _label(figure: Figure, panels: Sequence[Axes], moas: list[str], reach: float
     )
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Worst and best
-# --------------------------------------------------------------------------------------------------------------------
-
-PER_LINE = 8
-TILE = 168  # px; crops are enlarged to about this
-GAP, MARGIN, LINE_HEIGHT = 24, 16, 17
-FAINT, WORST_COLOR = (160, 164, 172), (255, 140, 110)
-GREY = ((255, 255, 255),)
-
-
 def score_sheet(
     table: pd.DataFrame, rows: Sequence[int], images: Sequence[np.ndarray], suite: RewardSuite, path: str | Path
 ) -> None:
     """Show images with the outlines of their nuclei and cells, and their rewards below, and write a PNG.
 
-    In the list of each of the worst, the reward in red is the one that sets it back most from the mean of all images.
-
-    Args:
-        table: As [`score_images`] returns it.
-        rows: The rows that are shown, as many of the worst as of the best, see [`worst_and_best`].
-        images: Their images, `(C, H, W)`, uint8 or floats in [0, 1].
-        suite: What scored and outlines them.
-        path: Of the PNG file.
+    Shown are the `rows` of the table of [`score_images`], as many of the worst as of the best ([`worst_and_best`]);
+    `images` are theirs, `(C, H, W)`, uint8 or floats in [0, 1]. The reward in red, in the list of each of the worst,
+    is the one that sets it back most from the mean of all images.
     """
     pictures = _outlined_tiles(images, suite)
     names = [reward.name for reward in suite.rewards]
@@ -152,9 +124,9 @@ def score_sheet(
     draw = ImageDraw.Draw(sheet)
     fonts = [ImageFont.load_default(size=points) for points in (18, 14, 12)]
     for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
-        line, place = divmod(i, count)
-        left, top = MARGIN + place * (width + GAP), line * block
-        if place == 0:
+        line, column = divmod(i, count)
+        left, top = MARGIN + column * (width + GAP), line * block
+        if column == 0:
             title = ("the worst by combined", "the best by combined")[line]
             draw.text((left, top + 1.7 * MARGIN), title, fill=GRID_TEXT, font=fonts[0], anchor="lm")
         top += title_height
@@ -171,10 +143,10 @@ def _draw_scores(
     row: pd.Series,
     names: Sequence[str],
     worst: str | None,
-    place: tuple[int, int, int],
+    box: tuple[int, int, int],
     fonts: Sequence[Any],
 ) -> None:
-    left, top, width = place
+    left, top, width = box
     lines: list[tuple[str, Any, tuple[int, int, int], Any]] = [("combined", row["combined"], GRID_TEXT, fonts[0])]
     for name in names:
         color = WORST_COLOR if name == worst else FAINT
@@ -189,8 +161,8 @@ def _outlined_tiles(images: Sequence[np.ndarray], suite: RewardSuite) -> np.ndar
     """`(N, H, W, 3)` uint8 pictures of about `TILE` pixels."""
     batch = torch.cat([as_model_images(image, suite.channel_names) for image in images])
     masks = suite.segment(batch)
-    if batch.shape[1] != 3:
-        colors = GREY if batch.shape[1] == 1 else PALETTE[: batch.shape[1]]
+    if batch.shape[1] not in (1, 3):
+        colors = PALETTE[: batch.shape[1]]
         shown = np.stack([from_rgb(composite(image, colors)) for image in to_uint8(batch)])
         batch = as_model_images(shown, ("blue", "green", "red"))
     return outlined(batch, masks.nuclei, masks.cells, scale=max(1, round(TILE / max(batch.shape[2:]))))

@@ -29,20 +29,15 @@ def deviation_scores(
 class Groups:
     """N images, some of which are compared with each other and with real cells.
 
-    Args:
-        scaled: `(N, S)`; standardised statistics.
-        group: `(N,)`; 0 to G - 1.
-        reference: `(G, R, S)`; real cells of the MoA of each group.
-        compared: `(N,)`; the images that are compared with the others of their group.
-        lacking: `(N,)`; those in which something cannot be measured, which are compared with real cells only: they are
-            far from all others, which must not count in their favour.
+    Images in which something cannot be measured are compared with real cells only: they are far from all others, which
+    must not count in their favour.
     """
 
-    scaled: torch.Tensor
-    group: torch.Tensor
-    reference: torch.Tensor
-    compared: torch.Tensor
-    lacking: torch.Tensor
+    scaled: torch.Tensor  # (N, S); standardised statistics
+    group: torch.Tensor  # (N,); 0 to G - 1
+    reference: torch.Tensor  # (G, R, S); real cells of the MoA of each group
+    compared: torch.Tensor  # (N,); which are compared with the others of their group
+    lacking: torch.Tensor  # (N,); which are compared with real cells only
 
     @classmethod
     def of(
@@ -53,14 +48,10 @@ class Groups:
         reference: torch.Tensor,
         groups: torch.Tensor | None = None,
     ) -> Groups:
-        """Sort images into groups.
+        """Sort images into groups: `(N,)` integers, alike in a group; by default the MoA, `mechanism`.
 
-        Args:
-            scaled: `(N, S)`; standardised statistics.
-            whole: `(N,)`; whether everything could be measured.
-            mechanism: `(N,)`; index of the MoA of each.
-            reference: `(K, R, S)`; real cells of each MoA.
-            groups: `(N,)`; any integers, alike in a group; by default the MoA.
+        `whole`, `(N,)`, says whether everything could be measured; `reference`, `(K, R, S)`, are real cells of each
+        MoA.
 
         Raises:
             ValueError: If a group has several MoAs.

@@ -23,7 +23,7 @@ class Measured(Rows):
 
     Args:
         values: `(N, S)`; the statistics, in the order of [`statistic_names`]; NaN where there is nothing to measure.
-        scores: The rewards that have a score of their own, each `(N,)`.
+        scores: The rewards that have a score, each `(N,)`.
         measurements: See [`measure`]; each `(N,)`; none if no reward looks at the masks.
         features: `(N, D)`; the classifier's, if a reward looks at it.
     """
@@ -58,13 +58,7 @@ class Observer:
 
     @torch.no_grad()
     def measure(self, images: Any, moa: Sequence[str], context: Context, batch_size: int) -> Measured:
-        """Measure images, a batch at a time.
-
-        Args:
-            images: `(N, C, H, W)`; uint8, or floats in [-1, 1].
-            moa: The true MoA of each.
-            context: What else is known of them.
-            batch_size: Images that are segmented and classified at once.
+        """Measure `(N, C, H, W)` images, uint8 or floats in [-1, 1], a batch at a time.
 
         Raises:
             ValueError: If a reward does not give N numbers, or looks at something that is not in the context.

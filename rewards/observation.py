@@ -19,15 +19,8 @@ from cellfluxrl.rewards.segmentation.protocol import Masks, Segmenter
 class Observation:
     """What is seen in N images.
 
-    Args:
-        images: `(N, C, H, W)`; floats in [-1, 1].
-        moa: The true mechanism of action of each.
-        segmenter: Outlines nuclei and cells, if a reward looks at them.
-        classifier: Its verdict is asked for if a reward looks at it.
-        context: What else is known of the images.
-
     Attributes:
-        images: `(N, C, H, W)`, on the device of the classifier, as all tensors are.
+        images: `(N, C, H, W)`; floats in [-1, 1], on the device of the classifier, as all tensors are.
         looked_at: What was looked at so far: `"moa"`, `"masks"`, `"classifier"`, and columns of [`Context`].
     """
 
@@ -52,8 +45,6 @@ class Observation:
         """The true mechanism of action of each image."""
         self.looked_at.add("moa")
         return self._moa
-
-    # What is seen in the images
 
     @property
     def masks(self) -> Masks:
@@ -103,15 +94,6 @@ class Observation:
         logit = logits[true] - logits.masked_fill(true, -torch.inf).logsumexp(dim=1)
         return logit, verdict.features.float()
 
-    # What the caller knows of them
-
-    @cached_property
-    def _control(self) -> torch.Tensor:
-        control = self._known("control")
-        if not isinstance(control, torch.Tensor):
-            control = torch.as_tensor(np.asarray(control))
-        return (images_to_tensor(control) if control.dtype == torch.uint8 else control).to(self.images.device)
-
     @property
     def control(self) -> torch.Tensor:
         """`(N, C, H, W)`; the control cell of each image, floats in [-1, 1].
@@ -121,6 +103,13 @@ class Observation:
         """
         self.looked_at.add("control")
         return self._control
+
+    @cached_property
+    def _control(self) -> torch.Tensor:
+        control = self._known("control")
+        if not isinstance(control, torch.Tensor):
+            control = torch.as_tensor(np.asarray(control))
+        return (images_to_tensor(control) if control.dtype == torch.uint8 else control).to(self.images.device)
 
     @property
     def compound(self) -> list[str]:

@@ -15,12 +15,7 @@ from cellfluxrl.rows import Rows
 
 @dataclass(frozen=True)
 class PartlyMeasured(Rows):
-    """What a suite measured in N images, some of which failed.
-
-    Args:
-        measured: Values and scores; NaN in the rows of images that failed.
-        failed: `(N,)`; which did, as booleans.
-    """
+    """What a suite measured in N images, some of which failed: `(N,)` booleans. Their values and scores are NaN."""
 
     measured: Measured
     failed: torch.Tensor
@@ -47,13 +42,7 @@ def finite_rows(images: torch.Tensor) -> torch.Tensor:
 def measure_finite(
     suite: RewardSuite, images: torch.Tensor, moa: Sequence[str], context: Context = NO_CONTEXT
 ) -> PartlyMeasured:
-    """Measure the images whose pixels are all finite; the others have failed.
-
-    Args:
-        suite: What to measure for.
-        images: `(N, C, H, W)`; floats in [-1, 1].
-        moa: The true MoA of each.
-        context: What else is known of the images.
+    """Measure those of `(N, C, H, W)` images, floats in [-1, 1], whose pixels are all finite; the others have failed.
 
     Raises:
         ValueError: As [`RewardSuite.check_batch`] says.
@@ -69,29 +58,21 @@ def measure_finite(
 
 def score_partly(
     suite: RewardSuite,
-    seen: PartlyMeasured,
+    partly: PartlyMeasured,
     moa: Sequence[str],
     form: str = "deviation",
     groups: torch.Tensor | None = None,
     weights: Mapping[str, float] | None = None,
 ) -> dict[str, torch.Tensor]:
-    """The scores of images that were measured before: what `suite(images, moa, form, groups)` would have given.
+    """What `suite(images, moa, form, groups)` would have given for images that were measured before.
 
-    Args:
-        suite: The one that they were measured for.
-        seen: Of N images.
-        moa, form, groups: As in [`RewardSuite.forward`].
-        weights: As in [`RewardSuite.score`].
-
-    Returns:
-        Each reward and `"combined"`, of shape `(N,)`; NaN for images that failed, which their groups are scored
-        without.
+    Each reward and `"combined"` are `(N,)`; NaN for images that failed, which their groups are scored without.
     """
-    rows = (~seen.failed).nonzero()[:, 0].cpu()
-    names = [*(reward.name for reward in suite.rewards), "combined"]
-    result = {name: torch.full((len(seen.failed),), torch.nan, device=suite.device) for name in names}
+    rows = (~partly.failed).nonzero()[:, 0].cpu()
+    names = [*suite.weights, "combined"]
+    result = {name: torch.full((len(partly.failed),), torch.nan, device=suite.device) for name in names}
     if len(rows):
-        measured = seen.measured.map(lambda column: column.cpu()[rows].to(suite.device))
+        measured = partly.measured.map(lambda column: column.cpu()[rows].to(suite.device))
         groups = None if groups is None else groups.cpu()[rows]
         scores = suite.score(measured, [moa[int(i)] for i in rows], form, groups, weights)
         for name, score in scores.items():
@@ -99,11 +80,7 @@ def score_partly(
     return result
 
 
-def scaled_statistics(suite: RewardSuite, seen: PartlyMeasured, moa: Sequence[str]) -> torch.Tensor:
-    """Statistics in standard deviations from the mean of real cells of the MoA, to compare distributions.
-
-    Returns:
-        `(N, S)`; columns as in `suite.statistic_names`; NaN where there is nothing to measure.
-    """
-    values = seen.measured.values.to(suite.device)
+def scaled_statistics(suite: RewardSuite, partly: PartlyMeasured, moa: Sequence[str]) -> torch.Tensor:
+    """`(N, S)`; statistics in standard deviations from the mean of real cells of the MoA; NaN where there is none."""
+    values = partly.measured.values.to(suite.device)
     return suite.standardise(Measured(values, {}), moa).masked_fill(~values.isfinite(), torch.nan)

@@ -57,7 +57,7 @@ def _rewards_in(name: str) -> list[Reward]:
     if not all(part.isidentifier() for part in name.split(".")):
         raise ValueError(f"a plug-in is the name of a module, such as 'my_rewards', got {name!r}")
     if name not in sys.modules:
-        _check_place(name.split(".", maxsplit=1)[0])
+        _check_folder(name.partition(".")[0])
     try:
         module = importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -70,13 +70,13 @@ def _rewards_in(name: str) -> list[Reward]:
     return [register_reward(value) for value in vars(module).values() if isinstance(value, Reward)]
 
 
-def _check_place(package: str) -> None:
+def _check_folder(package: str) -> None:
     """Refuse a module that came with a saved suite: the folder of one may be on the path by accident."""
     spec = importlib.util.find_spec(package)
     if spec is None:
         return
-    places = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
-    for folder in {folder for place in places for folder in list(Path(place).parents)[:2]}:
+    paths = [*(spec.submodule_search_locations or []), *([spec.origin] if spec.has_location and spec.origin else [])]
+    for folder in {folder for path in paths for folder in list(Path(path).parents)[:2]}:
         config = folder / "config.json"
         if (folder / "model_index.json").is_file() or (
             config.is_file() and "RewardSuite" in config.read_text(encoding="utf-8", errors="replace")

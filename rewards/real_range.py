@@ -16,14 +16,10 @@ MINIMUM_SPREAD = 0.05
 def outside_real_range(
     scaled: torch.Tensor, scores: torch.Tensor, reference: torch.Tensor, floor: torch.Tensor, index: torch.Tensor
 ) -> torch.Tensor:
-    """How far N images lie outside of the range of real cells, 0 inside; see [`RewardSuite.outside_real_range`].
+    """`(N,)`; how far images lie outside of the range of real cells, see [`RewardSuite.outside_real_range`].
 
-    Args:
-        scaled: `(N, S)`; standardised statistics.
-        scores: `(N, T)`; the rewards without a statistic.
-        reference: `(K, R, S)`; standardised statistics of real cells of each MoA.
-        floor: `(K, T)`; what each score should reach.
-        index: `(N,)`; the MoA of each image.
+    `scaled` are standardised statistics, `(N, S)`, and `reference` those of real cells of each MoA, `(K, R, S)`;
+    `scores` the rewards without a statistic, `(N, T)`, and `floor` what they should reach, `(K, T)`.
     """
     lacking = (floor[index] - scores).clamp(min=0) / MINIMUM_SPREAD
     if scaled.shape[1] == 0:  # which has no quantiles
@@ -34,21 +30,11 @@ def outside_real_range(
 
 
 def score_floor(measured: Measured, names: Sequence[str], index: torch.Tensor, count: torch.Tensor) -> torch.Tensor:
-    """The 2.5 % quantile of scores in real cells, of all MoAs together where one has few.
-
-    Args:
-        measured: Of the real cells.
-        names: T rewards.
-        index: `(N,)`; the MoA of each real cell.
-        count: `(K,)`; real cells of each MoA.
-
-    Returns:
-        `(K, T)`.
-    """
+    """`(K, T)`; the 2.5 % quantile of T scores in real cells, of all MoAs together where one has few."""
     floor = torch.zeros(len(count), len(names), device=measured.values.device)
     for column, name in enumerate(names):
-        for k, own in enumerate(count.tolist()):
-            real = measured.scores[name][measured.whole & (index == k) if own >= FEW_IMAGES else measured.whole]
+        for k, images in enumerate(count.tolist()):
+            real = measured.scores[name][measured.whole & (index == k) if images >= FEW_IMAGES else measured.whole]
             floor[k, column] = real.quantile(REAL_RANGE[0])
     return floor
 
@@ -58,11 +44,7 @@ def balanced_weights(
 ) -> dict[str, float]:
     """Weights that sum to 1: 1 / the standard deviation over real cells of one MoA (at least 0.05), `moa` twice that.
 
-    Args:
-        deviations: The rewards of real cells, each `(N,)`, in the deviation form.
-        whole: `(N,)`; whether everything could be measured.
-        index: `(N,)`; the MoA of each.
-        count: `(K,)`; real cells of each MoA.
+    `deviations` are the rewards of real cells in the deviation form; `index` the MoA of each; `count` the cells of it.
     """
     weights = {}
     several = (count > 1).nonzero()[:, 0].tolist()

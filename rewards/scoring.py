@@ -35,9 +35,6 @@ def score_images(
 ) -> pd.DataFrame:
     """Score images; those that cannot be read, or are of another size than the suite's, are skipped and named.
 
-    At most `batch_size` images are in memory at once. In the energy form images are compared with each other after
-    all have been measured.
-
     Args:
         images: See [`images_of_dataset`] and [`images_of_files`].
         suite: What scores them.
@@ -45,7 +42,7 @@ def score_images(
         group_by: In the energy form only images with the same values in these columns are compared with each other; by
             default those of one MoA. An image that is alone gets the deviation form.
         pixel_size: Width of a pixel in micrometres, checked against that of the fit.
-        batch_size: Images that are read, segmented and classified at once.
+        batch_size: Images in memory at once.
         rescue: Called with the table of what is finished if something goes wrong half-way.
 
     Returns:
@@ -148,52 +145,34 @@ def write_parquet(table: pd.DataFrame, path: str | Path) -> None:
     write_whole(path, lambda partial: table.to_parquet(partial, index=False))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Summary
-# --------------------------------------------------------------------------------------------------------------------
-
-OVER_ALL = "all"
-REAL = "  real cells"
-
-
 def summarize_scores(table: pd.DataFrame, suite: RewardSuite) -> pd.DataFrame:
     """Mean and standard error of each reward, for each MoA and over all images, and what real cells have.
 
-    Args:
-        table: As [`score_images`] returns it.
-        suite: What scored them.
-
-    Returns:
-        `pandas.DataFrame` of text: two lines a MoA, and one over all. Standard errors take images for independent.
+    A table of text: two lines a MoA, and one over all. Standard errors assume that the images are independent.
     """
     names = [*(f"reward_{reward.name}" for reward in suite.rewards), "combined"]
     lines = []
-    for moa, own in [*table.groupby("moa"), (OVER_ALL, table)]:
-        values = {name.removeprefix("reward_"): _mean_and_error(own[name]) for name in names}
-        lines.append({"MoA": moa, "images": f"{len(own):,}", **values})
+    for moa, scored in [*table.groupby("moa"), ("all", table)]:
+        values = {name.removeprefix("reward_"): _mean_and_error(scored[name]) for name in names}
+        lines.append({"MoA": moa, "images": f"{len(scored):,}", **values})
         if table.attrs.get("form") == "deviation":
-            real = suite.real_means(own["moa"].tolist())
-            lines.append({"MoA": REAL, "images": "", **{n: f"{real[n]:.2f}" if n in real else "" for n in values}})
+            real = suite.real_means(scored["moa"].tolist())
+            lines.append({"MoA": "  real cells", "images": "", **{name: f"{real[name]:.2f}" for name in values}})
     return pd.DataFrame(lines)
 
 
 def mean_scores(table: pd.DataFrame, suite: RewardSuite) -> dict[str, Any]:
-    """What [`summarize_scores`] tells, in numbers.
-
-    Returns:
-        `"images"`, and by MoA under `"moas"` and over all under `"all"`: `"images"`, `"mean"` of each reward and, in
-        the deviation form, `"real"`: the mean in real cells.
-    """
+    """The number of images, and by MoA (`"moas"`) and over all (`"all"`) the means of [`summarize_scores`]."""
     names = {f"reward_{reward.name}": reward.name for reward in suite.rewards} | {"combined": "combined"}
 
-    def means(own: pd.DataFrame) -> dict[str, Any]:
-        described = {"images": len(own), "mean": {name: own[column].mean() for column, name in names.items()}}
+    def means(scored: pd.DataFrame) -> dict[str, Any]:
+        described = {"images": len(scored), "mean": {name: scored[column].mean() for column, name in names.items()}}
         if table.attrs.get("form") == "deviation":
-            described["real"] = suite.real_means(own["moa"].tolist())
+            described["real"] = suite.real_means(scored["moa"].tolist())
         return described
 
-    by_moa = {moa: means(own) for moa, own in table.groupby("moa")}
-    return {"images": len(table), "moas": by_moa, OVER_ALL: means(table)}
+    by_moa = {moa: means(scored) for moa, scored in table.groupby("moa")}
+    return {"images": len(table), "moas": by_moa, "all": means(table)}
 
 
 def _mean_and_error(values: pd.Series) -> str:

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 FEW_IMAGES = 30
 REFERENCE_SIZE = 400
-POOLED_IMAGES = 10  # what the pooled variance weighs beside a MoA's own
+POOLED_IMAGES = 10  # what the pooled variance weighs beside that of a MoA
 MINIMUM_STD = 1e-3
 
 
@@ -46,11 +46,8 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
     and its reference cells have that mean and spread, and the shape of the distribution of all MoAs together. No
     standard deviation is under a tenth of the pooled one, or 0.001.
 
-    Args:
-        values: `(N, S)`; statistics of real images; rows with NaN are left out.
-        index: `(N,)`; the MoA of each, 0 to `num_moas` - 1.
-        num_moas: K.
-        seed: Which real cells become the reference.
+    `values` are the statistics of real images, `(N, S)`, of which rows with NaN are left out, and `index` the MoA of
+    each, `(N,)`.
 
     Raises:
         ValueError: If no MoA has two images: there is no spread to fit.
@@ -64,14 +61,10 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
         nothing = torch.zeros(num_moas, 0)
         return Statistics(nothing, nothing, torch.zeros(num_moas, REFERENCE_SIZE, 0), count)
 
-    if values.shape[1] == 0:
-        nothing = torch.zeros(num_moas, 0)
-        return Statistics(nothing, nothing, torch.zeros(num_moas, REFERENCE_SIZE, 0), count)
-
-    own = [values[index == k] for k in range(num_moas)]
+    by_moa = [values[index == k] for k in range(num_moas)]
     nothing = torch.zeros(values.shape[1], dtype=values.dtype)
-    mean = torch.stack([v.mean(dim=0) if len(v) else nothing for v in own])
-    squares = torch.stack([((v - m) ** 2).sum(dim=0) for v, m in zip(own, mean, strict=True)])
+    mean = torch.stack([v.mean(dim=0) if len(v) else nothing for v in by_moa])
+    squares = torch.stack([((v - m) ** 2).sum(dim=0) for v, m in zip(by_moa, mean, strict=True)])
     within = squares.sum(dim=0) / (count - 1).clamp(min=0).sum()
     variance = squares / (count - 1).clamp(min=1)[:, None]
     few = (count < FEW_IMAGES)[:, None]
@@ -80,7 +73,7 @@ def fit_statistics(values: torch.Tensor, index: torch.Tensor, num_moas: int, see
     std = torch.where(few, pooled_variance, variance).sqrt()
     std = torch.maximum(std, 0.1 * within.sqrt()).clamp(min=MINIMUM_STD)
 
-    residuals = [(v - v.mean(dim=0)) / s for v, s in zip(own, std, strict=True)]
+    residuals = [(v - v.mean(dim=0)) / s for v, s in zip(by_moa, std, strict=True)]
     of_all = torch.cat(residuals)
     of_all = of_all / of_all.std(dim=0).clamp(min=MINIMUM_STD)
     reference = torch.zeros(num_moas, REFERENCE_SIZE, values.shape[1])
@@ -109,12 +102,7 @@ def _shrunk_mean(mean: torch.Tensor, within: torch.Tensor, count: torch.Tensor) 
 
 
 def report_gaps(counts: Mapping[str, int], whole: torch.Tensor) -> None:
-    """Warn of what a suite was fitted without.
-
-    Args:
-        counts: Real images of each MoA.
-        whole: `(N,)`; whether everything could be measured in each of the images.
-    """
+    """Warn of MoAs with too few real images (`counts`), and of images in which not everything could be measured."""
     if unmeasured := int((~whole).sum()):
         logger.warning("%d of %d real images lack a nucleus or a cell: left out", unmeasured, len(whole))
     if missing := [moa for moa, count in counts.items() if count == 0]:
@@ -126,12 +114,9 @@ def report_gaps(counts: Mapping[str, int], whole: torch.Tensor) -> None:
 
 
 def separability(statistics: Statistics) -> torch.Tensor:
-    """Share of each statistic's variance that lies between MoAs (eta squared), MoAs counting alike.
+    """`(S,)`; share of each statistic's variance that lies between MoAs (eta squared), MoAs counting alike.
 
-    0: the statistic looks the same in every MoA, so a reward on it says nothing about the drug. 1: it tells each MoA.
-
-    Returns:
-        `torch.Tensor` of shape `(S,)`.
+    0: the statistic looks the same in every MoA, so a reward on it says nothing about the drug. 1: it identifies each.
     """
     known = statistics.count > 0
     between = statistics.mean[known].var(dim=0, unbiased=False)

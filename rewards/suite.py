@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -20,7 +21,6 @@ from cellfluxrl.hub.mixin import HubModelMixin
 from cellfluxrl.models.moa_classifier import MoAClassifier
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.card import suite_card
-from cellfluxrl.rewards.checks import check_shape, check_size
 from cellfluxrl.rewards.context import COLUMNS, NO_CONTEXT, Context, MissingContextError, context_of_dataset
 from cellfluxrl.rewards.forms import FORMS, Groups, deviation_scores, energy_scores, standardise
 from cellfluxrl.rewards.measuring import Measured, Observer, statistic_names
@@ -87,13 +87,13 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         image_size: Sequence[int] | None = None,
         pixel_size: float | None = None,
         plugins: Sequence[str] | None = None,
+        *,
         looks_at: Mapping[str, Sequence[str]] | None = None,
     ):
         super().__init__()
         load_named_plugins(plugins or ())
-        self.classifier = (
-            cast(MoAClassifier, MoAClassifier.from_config(classifier_config)).eval().requires_grad_(False)
-        )
+        self.classifier = cast(MoAClassifier, MoAClassifier.from_config(classifier_config)).eval()
+        self.classifier.requires_grad_(requires_grad=False)
         settings = {"channel_names": self.channel_names, **(segmenter_settings or {})}
         if tuple(settings["channel_names"]) != self.channel_names:
             raise ValueError(
@@ -152,8 +152,6 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         """Whether a reward looks at the classifier's verdict, and images are therefore shown to it."""
         return any("classifier" in looks for looks in self.looks_at.values())
 
-    # Fitting
-
     @classmethod
     def fit(
         cls,
@@ -165,6 +163,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         pixel_size: float | None = None,
         seed: int = 0,
         batch_size: int = 128,
+        *,
         plugins: Sequence[str] = (),
     ) -> RewardSuite:
         """Fit statistics, reference cells and weights on real images.
@@ -215,17 +214,16 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         observer = suite._observer()
         measured = observer.measure(images, moas, context_of_dataset(real_dataset, images, seed), batch_size)
         suite.register_to_config(looks_at={name: sorted(looks) for name, looks in observer.looks_at.items()})
-        suite._take_over(measured, moas, seed)
+        suite._fit(measured, moas, seed)
         report_gaps(dict(zip(suite.moas, suite.count.tolist(), strict=True)), measured.whole)
         return suite
 
     def real_means(self, moa: Sequence[str]) -> dict[str, float]:
         """What real cells of these MoAs score on average, in the deviation form: a value above it is over-optimised.
 
-        Of real images in which everything could be measured.
-
         Args:
-            moa: The MoA of each image that is compared; real cells of each weigh as often.
+            moa: The MoA of each image that is compared; real cells of each weigh as often. Only those in which
+                everything could be measured count.
 
         Returns:
             For each reward and `"combined"`.
@@ -238,7 +236,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         shares = separability(Statistics(self.mean, self.std, self.reference, self.count))
         return dict(zip(self.statistic_names, shares.tolist(), strict=True))
 
-    def _take_over(self, measured: Measured, moas: Sequence[str], seed: int) -> None:
+    def _fit(self, measured: Measured, moas: Sequence[str], seed: int) -> None:
         """Fit everything that is of real cells."""
         index = self.classifier.class_indices(moas)
         self._fit_statistics(measured, index, seed)
@@ -269,8 +267,6 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         self.feature_mean = fitted.mean[:, count:].to(self.device)
         self.feature_reference = (fitted.reference[..., count:] * std[:, None] / scale[:, None, None]).to(self.device)
 
-    # Measuring
-
     def segment(self, images: ImageBatch) -> Masks:
         """Labelled nuclei and cells of `(N, C, H, W)` images (see [`as_model_images`] for the accepted kinds)."""
         return self.segmenter(to_unit(as_model_images(images, self.channel_names)).cpu().numpy())
@@ -285,13 +281,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     ) -> Measured:
         """Segment, measure and classify images, a batch at a time: all of the work, before [`score`] compares.
 
-        Args:
-            images, moa, pixel_size, batch_size: As in the call of the suite; uint8 images are converted batch by
-                batch.
-            context: What else is known of the images.
-
-        Raises:
-            ValueError: As the call of the suite does.
+        Arguments and errors are those of the call of the suite; uint8 images are converted batch by batch.
         """
         in_8_bits = getattr(images, "dtype", None) in (np.uint8, torch.uint8)
         if not in_8_bits or len(cast(Any, images).shape) != 4:
@@ -308,8 +298,6 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     def _observer(self) -> Observer:
         return Observer(self.rewards, self.segmenter, self.classifier)
 
-    # Scoring
-
     def score(
         self,
         measured: Measured,
@@ -321,7 +309,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         """Rewards of what was measured; arguments, result and errors are those of the call of the suite.
 
         Args:
-            weights: Of the rewards in `"combined"`, in place of the suite's own.
+            weights: Of the rewards in `"combined"`, in place of the suite's.
         """
         weights = self.weights if weights is None else weights
         if form not in FORMS:
@@ -346,17 +334,10 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         return standardise(measured.values, self.mean[index], self.std[index])
 
     def appearance(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
-        """What `selection="match"` compares with [`real_appearance`]: the statistics, and what the classifier sees.
+        """What `selection="match"` compares with [`real_appearance`], `(N, S + D)`: [`standardise`] and features.
 
         Statistics of shape and number say nothing of brightness and texture, so that cells which match in them may
         still look wrong. The classifier's features, all together, count as much as all statistics together.
-
-        Args:
-            measured: Of N images, as [`measure`] gives it.
-            moa: The true MoA of each.
-
-        Returns:
-            `(N, S + D)`; first the columns of [`standardise`].
         """
         scaled = self.standardise(measured, moa)
         if measured.features is None:
@@ -371,19 +352,12 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         return torch.cat([self.reference[k], self.feature_reference[k]], dim=1)
 
     def outside_real_range(self, measured: Measured, moa: Sequence[str]) -> torch.Tensor:
-        """How far images lie outside of the range of real cells of their MoA: 0 where everything is inside.
+        """`(N,)`; how far images lie outside of the range of real cells of their MoA: 0 where everything is inside.
 
         A statistic is inside between the 2.5 % and the 97.5 % quantile of the reference cells, a reward without a
         statistic, such as containment, from the 2.5 % quantile of real cells upwards (of all MoAs together where one
-        has fewer than 30 images). What cannot be measured is outside.
-
-        Args:
-            measured: Of N images, as [`measure`] gives it.
-            moa: The true MoA of each.
-
-        Returns:
-            `(N,)`; euclidean length of what is beyond the range, in standard deviations of real cells for statistics,
-            and in units of 0.05 for the others.
+        has fewer than 30 images). What cannot be measured is outside. The distance is the euclidean length of what is
+        beyond, in standard deviations of real cells for statistics, and in units of 0.05 for the others.
         """
         scaled = self.standardise(measured, moa)
         scores = [measured.scores[name] for name in self.score_names]
@@ -398,6 +372,7 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         groups: torch.Tensor | None = None,
         pixel_size: float | None = None,
         batch_size: int = 128,
+        *,
         control: ImageBatch | None = None,
         compound: Sequence[str] | None = None,
         concentration: Sequence[float] | None = None,
@@ -436,20 +411,15 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
     def check_batch(
         self, images: Any, moa: Sequence[str], pixel_size: float | None = None, context: Context = NO_CONTEXT
     ) -> None:
-        """See that a batch of images can be scored, without scoring it.
-
-        Args:
-            images: `(N, C, H, W)`; only the shape is looked at.
-            moa, pixel_size: As in the call of the suite.
-            context: What else is known of the images.
+        """Check that a batch of images can be scored, without scoring it: only the shape of `images` is looked at.
 
         Raises:
             ValueError: For an empty batch, another number of MoAs, a MoA without statistics, other channels or
                 another image or pixel size than was fitted, or if the context lacks what a reward looks at.
         """
-        check_shape(images.shape, moa, self.channel_names)
+        _check_shape(images.shape, moa, self.channel_names)
         self.check_moas(moa)
-        check_size(tuple(images.shape[2:]), pixel_size, self.config["image_size"], self.config["pixel_size"])
+        _check_size(tuple(images.shape[2:]), pixel_size, self.config["image_size"], self.config["pixel_size"])
         self.check_context(context)
 
     def check_context(self, context: Context) -> None:
@@ -476,9 +446,9 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
         Raises:
             ValueError: Also if it lacks statistics, because an earlier version saved it.
         """
-        tells = kwargs.pop("output_loading_info", False)
+        with_info = kwargs.pop("output_loading_info", False)
         loaded: Any = super().from_pretrained(pretrained_model_name_or_path, **kwargs, output_loading_info=True)
-        if tells:
+        if with_info:
             return loaded
         suite, found = loaded
         if missing := sorted(found.get("missing_keys", [])):  # zeros, from which everything would be far
@@ -490,4 +460,33 @@ class RewardSuite(HubModelMixin, ModelMixin, ConfigMixin):
 
     def saved_card(self) -> str:
         """The card, README.md, that is saved with the suite."""
-        return suite_card(self)
+        return suite_card(cast(Any, self))
+
+
+def _check_shape(shape: Sequence[int], moa: Sequence[str], channel_names: Sequence[str]) -> None:
+    if isinstance(moa, str) or len(moa) != shape[0]:
+        raise ValueError(f"moa must name one MoA for each of the {shape[0]} images, got {moa!r}")
+    if shape[0] == 0:
+        raise ValueError("the batch of images is empty")
+    if len(shape) != 4 or shape[1] != len(channel_names):
+        raise ValueError(
+            f"images must be (N, {len(channel_names)}, H, W), one plane for each of {channel_names}, "
+            f"got {tuple(shape)}"
+        )
+
+
+def _check_size(
+    size: tuple[int, ...], pixel_size: float | None, fitted: Sequence[int] | None, pixel_of_fit: float | None
+) -> None:
+    """Raise a `ValueError` if images, or their pixels in micrometres, are of another size than those of the fit."""
+    if fitted and size != tuple(fitted):
+        raise ValueError(
+            f"the images are {size} pixels, the suite's statistics are of {tuple(fitted)}: "
+            "areas and counts do not compare. Resize images of the same field of view, or fit another suite"
+        )
+    if pixel_of_fit and pixel_size and not math.isclose(pixel_of_fit, pixel_size, rel_tol=0.01):
+        raise ValueError(
+            f"the pixels of the images are {pixel_size:g} um wide, those that the suite was fitted on "
+            f"{pixel_of_fit:g} um: resize the images by {pixel_size / pixel_of_fit:.3g} and cut the same number of "
+            "pixels, or fit another suite"
+        )

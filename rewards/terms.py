@@ -72,10 +72,9 @@ _REGISTERED: dict[str, Reward] = {}
 def register_reward(reward: Reward) -> Reward:
     """Make a reward known by its name, so that a suite that uses it can be saved and loaded.
 
-    The rewards of a plug-in ([`load_plugins`]) and of an installed package that has an entry point for them, in the
-    group `cellfluxrl.rewards`, are registered without.
-
-    A reward may be defined again by the same code, as when the cell of a notebook runs twice.
+    Those of a plug-in ([`load_plugins`]), and of an installed package with an entry point for them in the group
+    `cellfluxrl.rewards`, are registered without. A reward may be defined again by the same code, as when the cell of a
+    notebook runs twice.
 
     Raises:
         ValueError: If another reward has the name.

@@ -7,6 +7,8 @@ import multiprocessing
 import queue
 import signal
 import tempfile
+import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,30 +31,25 @@ from cellfluxrl.rows import Rows
 logger = logging.getLogger(__name__)
 
 START_TIMEOUT = 300.0  # seconds; a process imports torch and loads the suite
+END_TIMEOUT = 10.0  # seconds; until a process that was killed has ended
 NAMED_FAILURES = 4  # in a warning
 
 
 class RewardWorkers:
-    """Measures batches of images in processes of their own, while this one goes on.
+    """Measures batches of images in separate processes, while this one continues.
 
     Segmentation takes the CPU; a policy that samples on a GPU, or on other cores, need not wait for it. Images are
     measured in pieces of `chunk_size`, whatever the number of processes, so that this number changes no result: it is
     that of `suite.measure(images, moa, batch_size=chunk_size)`. The form of the reward, which compares images with
     each other, is left to [`score_partly`].
 
-    One image cannot end the run: where measuring a piece raises an error, takes longer than `timeout`, or ends its
-    process, the piece is tried again in a fresh process, then image by image. An image that fails alone is marked,
+    One image cannot end the run: where measuring a piece raises an error, takes longer than `timeout` seconds, or ends
+    its process, the piece is tried again in a fresh process, then image by image. An image that fails alone is marked,
     named in a warning and counted in `failed_images`. The same holds for images with pixels that are not finite.
 
-    The processes know custom rewards and segmenters of the suite's plug-ins, of installed packages with entry points,
-    and those that are registered where the main script is imported. They ignore Ctrl-C, which this process answers,
-    and end when it ends, however that happens.
-
-    Args:
-        suite: Saved to a temporary folder, which each process loads once.
-        num_workers: Processes, each with one torch thread.
-        timeout: Seconds that a process may take for a piece.
-        chunk_size: Images of a piece.
+    The processes, each with one torch thread, load the suite once from a temporary folder. They know custom rewards
+    and segmenters of the suite's plug-ins, of installed packages with entry points, and those that are registered
+    where the main script is imported. They ignore Ctrl-C, which this process answers, and end when it ends.
 
     Raises:
         ValueError: If a number is not positive.
@@ -81,12 +78,7 @@ class RewardWorkers:
             self._threads.submit(worker.start)  # loads beside what comes next; a problem is raised by the first result
 
     def submit(self, images: torch.Tensor, moa: Sequence[str], context: Context = NO_CONTEXT) -> PendingMeasurements:
-        """Begin to measure images.
-
-        Args:
-            images: `(N, C, H, W)`; floats in [-1, 1], or uint8.
-            moa: The true MoA of each.
-            context: What else is known of the images.
+        """Begin to measure `(N, C, H, W)` images, floats in [-1, 1] or uint8.
 
         Raises:
             ValueError: For what the suite refuses: an unknown MoA, images of another kind or size.
@@ -106,12 +98,10 @@ class RewardWorkers:
     def close(self) -> None:
         """End the processes; what is still pending is cancelled."""
         self._closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for worker in self._workers:
-            worker.kill()
-        self._threads.shutdown(wait=True)
-        for worker in self._workers:  # one may have been about to start
-            worker.kill()
+        for wait in (False, True):
+            self._threads.shutdown(wait=wait, cancel_futures=True)
+            for worker in self._workers:  # twice: one may have been about to start
+                worker.kill()
         self._folder.cleanup()
 
     def __enter__(self) -> RewardWorkers:
@@ -127,16 +117,16 @@ class RewardWorkers:
             for _ in range(2):
                 try:
                     return self._attempt(worker, piece), {}
-                except _RaisedError:  # again would be the same
-                    break
                 except _EndedError:
-                    pass
+                    continue
+                except _FailedError:  # again would be the same
+                    break
             whole, reasons = PartlyMeasured.nothing(self.suite, len(piece)), {}
             for i in range(len(piece)):
                 row = slice(i, i + 1)
                 try:
                     whole.put(row, self._attempt(worker, piece.take(row)))
-                except (_RaisedError, _EndedError) as error:
+                except _FailedError as error:
                     reasons[i] = str(error)
             return whole, reasons
         finally:
@@ -160,10 +150,6 @@ class PendingMeasurements:
     ):
         self._workers, self._chunks, self._count = workers, chunks, count
         self._whole: PartlyMeasured | None = None
-
-    def done(self) -> bool:
-        """Whether [`result`] would not have to wait."""
-        return all(future.done() for _, future in self._chunks)
 
     def result(self) -> PartlyMeasured:
         """What was measured, and which images failed.
@@ -192,11 +178,6 @@ class PendingMeasurements:
         logger.warning("no reward for %d of %d images: %s%s", len(images), len(failed), ", ".join(named), more)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# One process
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Piece(Rows):
     """Images that a process measures at once; arrays, which need no shared memory on their way."""
@@ -210,11 +191,11 @@ def _array(values: Any) -> np.ndarray:
     return values.cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
 
 
-class _RaisedError(Exception):
+class _FailedError(Exception):
     """Measuring raised an error."""
 
 
-class _EndedError(Exception):
+class _EndedError(_FailedError):
     """The process ended, or took too long and was ended."""
 
 
@@ -226,17 +207,17 @@ class _Worker:
         self.process: BaseProcess | None = None
         self._connection: Connection | None = None
 
-    def start(self) -> Connection:
+    def start(self) -> None:
         """Start the process, unless it runs, and wait until it has loaded the suite."""
-        if self.process is not None and self.process.is_alive() and self._connection is not None:
-            return self._connection
+        if self.process is not None and self.process.is_alive():
+            return
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.folder, self.plugins), daemon=True)
         self.process.start()
         theirs.close()  # so that the end of the process is the end of the connection
         try:
-            problem = self._receive(self._connection, START_TIMEOUT)
+            problem = self._answer(None, START_TIMEOUT)
         except _EndedError as error:
             raise RuntimeError(
                 f"a process for the rewards did not start: {error}; a script needs "
@@ -245,45 +226,42 @@ class _Worker:
         if problem:
             self.kill()
             raise RuntimeError(f"a process for the rewards cannot load the suite: {problem}")
-        return self._connection
 
     def measure(self, piece: _Piece) -> dict[str, np.ndarray]:
-        """The columns of [`Measured`].
-
-        Raises:
-            _RaisedError, _EndedError: See there; the next call starts a fresh process if needed.
-        """
-        connection = self.start()
-        try:
-            # Through the pipe: shared memory would save milliseconds at most, see benchmarks/reward_workers.py.
-            connection.send(piece)
-        except OSError as error:
-            self.kill()
-            raise _EndedError("its process ended") from error
-        reply = self._receive(connection, self.timeout)
-        if isinstance(reply, str):
-            raise _RaisedError(reply)
-        return reply
+        """The columns of [`Measured`]; if it fails, the next call starts a fresh process where that is needed."""
+        self.start()
+        answer = self._answer(piece, self.timeout)
+        if isinstance(answer, str):
+            raise _FailedError(answer)
+        return answer
 
     def kill(self) -> None:
         """End the process at once."""
         if self.process is not None and self.process.pid is not None:
             self.process.kill()
-            self.process.join()
+            self.process.join(END_TIMEOUT)
 
-    def _receive(self, connection: Connection, timeout: float) -> Any:
+    def _answer(self, piece: _Piece | None, timeout: float) -> Any:
+        assert self.process is not None
+        assert self._connection is not None
+        begun = time.monotonic()
+        deadline = threading.Timer(timeout, self.process.kill)  # which ends what waits for the process
+        deadline.start()
         try:
-            if connection.poll(timeout):
-                return connection.recv()
-            reason = f"no answer within {timeout:g} s"
-        except (EOFError, OSError):
-            reason = "its process ended"
-        self.kill()
-        raise _EndedError(reason)
+            if piece is not None:
+                # Through the pipe: shared memory would save milliseconds at most, see benchmarks/reward_workers.py.
+                self._connection.send(piece)
+            return self._connection.recv()
+        except (EOFError, OSError) as error:
+            self.kill()
+            late = time.monotonic() - begun >= timeout
+            raise _EndedError(f"no answer within {timeout:g} s" if late else "its process ended") from error
+        finally:
+            deadline.cancel()
 
 
 def _serve(connection: Connection, folder: str, plugins: Sequence[str]) -> None:
-    """What a process does: load the suite, then measure what comes until nobody asks any more."""
+    """What a process does: load the suite, then measure what comes until the connection ends."""
     begin_worker()
     torch.set_num_threads(1)
     try:
@@ -317,7 +295,7 @@ def _described(error: Exception) -> str:
 
 
 def _block_interrupts() -> None:
-    """Make processes that this thread starts inherit that Ctrl-C is not for them, from their first instruction on."""
+    """Let processes that this thread starts inherit that Ctrl-C is not for them, from their first instruction on."""
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
         resource_tracker.ensure_running()  # when it starts, which the first process would cause, it unblocks Ctrl-C
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

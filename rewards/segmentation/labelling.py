@@ -32,48 +32,29 @@ def smooth_images(images: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def local_means(images: np.ndarray, mask: np.ndarray, width: float) -> np.ndarray:
-    """Average each pixel's neighbours inside `mask`.
-
-    Args:
-        images: (N, H, W) float32.
-        mask: (N, H, W) booleans.
-        width: About how many pixels wide the square of neighbours is.
-
-    Returns:
-        (N, H, W) float32; 0 where no neighbour is inside the mask.
-    """
+    """Average (N, H, W) float32 neighbours inside `mask` in a square about `width` wide; 0 where there are none."""
     size = 2 * round(width / 2 - 0.5) + 1
     weights = mask.astype(np.float32)
-    total, count = images * weights, weights
-    means = np.empty_like(total)
+    means = np.empty_like(images)
     options = {"ddepth": -1, "ksize": (size, size), "normalize": False, "borderType": cv2.BORDER_CONSTANT}
-    for n in range(len(images)):
-        number = cv2.boxFilter(count[n], **options)
-        means[n] = cv2.boxFilter(total[n], **options) / np.maximum(number, 1)
+    for out, total, count in zip(means, images * weights, weights, strict=True):
+        out[:] = cv2.boxFilter(total, **options) / np.maximum(cv2.boxFilter(count, **options), 1)
     return means
 
 
 def resize(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Resize each of (N, H, W) float32 images to (height, width): averaging to smaller ones, bilinear to larger."""
     resized = np.empty((len(images), *size), dtype=images.dtype)
-    way = cv2.INTER_AREA if size[0] < images.shape[1] else cv2.INTER_LINEAR
+    interpolation = cv2.INTER_AREA if size[0] < images.shape[1] else cv2.INTER_LINEAR
     for image, out in zip(images, resized, strict=True):
-        cv2.resize(image, (size[1], size[0]), dst=out, interpolation=way)
+        cv2.resize(image, (size[1], size[0]), dst=out, interpolation=interpolation)
     return resized
 
 
 def refine(labels: np.ndarray, edge: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Carry labels over to larger images, where an object ends at the given brightness.
+    """Carry (N, h, w) labels over to larger (N, H, W) images, where an object ends at the brightness `edge`.
 
     Only the pixels within one pixel of the smaller images of an object's edge are decided anew.
-
-    Args:
-        labels: (N, h, w) int32 labels, 0 for the background.
-        edge: (N, h, w) float32 brightness at the edge of the objects around each pixel.
-        images: (N, H, W) float32 larger images of the same.
-
-    Returns:
-        (N, H, W) int32 labels.
     """
     square = np.ones((3, 3), np.uint8)
     size = (images.shape[1], images.shape[2])
@@ -89,19 +70,9 @@ def refine(labels: np.ndarray, edge: np.ndarray, images: np.ndarray) -> np.ndarr
 
 
 def otsu_thresholds(images: np.ndarray) -> np.ndarray:
-    """Compute Otsu's threshold of each image, all at once.
+    """Compute the (N,) thresholds of (N, H, W) floats in [0, 1].
 
-    Equal to `skimage.filters.threshold_otsu` on a histogram of 256 bins between 0 and 1.
-
-    Args:
-        images: (N, H, W) floats in [0, 1].
-
-    Returns:
-        (N,) float64 thresholds, each the centre of the brightest bin of the background.
-
-    Example:
-        >>> float(otsu_thresholds(np.array([[[0.1, 0.1, 0.9]]]))[0])
-        0.099609375
+    Each is equal to `skimage.filters.threshold_otsu` on a histogram of 256 bins between 0 and 1.
     """
     count = len(images)
     bins = np.minimum((images * _HISTOGRAM_BINS).astype(np.int32), _HISTOGRAM_BINS - 1).reshape(count, -1)
@@ -139,21 +110,16 @@ def label_pieces(foreground: np.ndarray) -> np.ndarray:
 
 
 def remove_small(labels: np.ndarray, area: float) -> np.ndarray:
-    """Remove the objects of less than `area` pixels and number the others from 1 in each image.
+    """Remove the objects of less than `area` pixels from (N, H, W) labels that differ from image to image.
 
-    Args:
-        labels: (N, H, W) labels, 0 for the background; no two images have another one in common.
-        area: Area in square pixels.
-
-    Returns:
-        (N, H, W) int32 labels, 1 to K in each image, in the order of the objects' first pixels.
+    The others are numbered from 1 in each image, in the order of their first pixels.
     """
     flat = labels.ravel()
     pixels = np.flatnonzero(flat)[::-1]
-    own = flat[pixels]
-    areas = np.bincount(own, minlength=1)
+    label = flat[pixels]
+    areas = np.bincount(label, minlength=1)
     first = np.zeros(len(areas), dtype=np.int64)
-    first[own] = pixels  # the last one written is the first in the image
+    first[label] = pixels  # the last one written is the first in the image
     kept = np.flatnonzero(areas >= max(area, 1))
     kept = kept[np.argsort(first[kept])]
     image = first[kept] // max(labels[0].size, 1) if len(labels) else first[kept]
@@ -165,31 +131,22 @@ def remove_small(labels: np.ndarray, area: float) -> np.ndarray:
 def basins(height: np.ndarray, foreground: np.ndarray) -> np.ndarray:
     """Label each pixel of the foreground by the summit that the steepest ascent from it reaches.
 
-    These are the catchment basins of a watershed of the landscape turned upside down [1]_, without a queue of pixels.
-
-    Args:
-        height: (N, H, W) floats in [0, 1).
-        foreground: (N, H, W) booleans.
-
-    Returns:
-        (N, H, W) int32 labels, 0 for the background; no two images have another one in common.
-
-    References:
-        .. [1] J. Cousty, G. Bertrand, L. Najman, M. Couprie, Watershed cuts: minimum spanning forests and the drop of
-           water principle, IEEE Trans. PAMI 31, 1362-1374 (2009).
+    These are the catchment basins of a watershed of the landscape turned upside down (J. Cousty et al., Watershed
+    cuts, IEEE Trans. PAMI 31, 1362-1374, 2009), without a queue of pixels. `height` is in [0, 1); no two images have a
+    label but 0 in common.
     """
     inside = to_strip(foreground)
-    # Height and place in one number: the highest of the neighbours tells where it is, and no two pixels are equal.
-    place = np.arange(inside.size, dtype=np.float64).reshape(inside.shape)
-    places = 2.0 ** inside.size.bit_length()
-    ranks = np.floor(to_strip(height) * 2.0**20).astype(np.float64) * places + place
+    # Height and index in one number: the highest neighbour carries its index, and no two pixels are equal.
+    index = np.arange(inside.size, dtype=np.float64).reshape(inside.shape)
+    indices = 2.0 ** inside.size.bit_length()
+    ranks = np.floor(to_strip(height) * 2.0**20).astype(np.float64) * indices + index
     ranks[~inside] = -1
     highest = cv2.dilate(ranks, cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3)))
 
     pixels = np.flatnonzero(inside)
     position = np.zeros(inside.size, dtype=np.int32)
     position[pixels] = np.arange(len(pixels), dtype=np.int32)
-    target = position[highest.ravel()[pixels].astype(np.int64) & (int(places) - 1)]
+    target = position[highest.ravel()[pixels].astype(np.int64) & (int(indices) - 1)]
     while not np.array_equal(further := target[target], target):
         target = further
     number = np.zeros(len(pixels), dtype=np.int32)
@@ -202,18 +159,12 @@ def basins(height: np.ndarray, foreground: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Borders:
-    """The borders between touching regions of a stack.
+    """The B borders between touching regions of a stack."""
 
-    Attributes:
-        first, second: (B,) labels of the two regions of each border.
-        pixels: (2, P) the pixels on either side of all borders, as indices into the flat stack.
-        border: (P,) the border that a pair of pixels belongs to.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    pixels: np.ndarray
-    border: np.ndarray
+    first: np.ndarray  # (B,) labels of one region of each border
+    second: np.ndarray  # (B,) and of the other
+    pixels: np.ndarray  # (2, P) the pixels on either side of all borders, as indices into the flat stack
+    border: np.ndarray  # (P,) the border that a pair of pixels belongs to
 
     def mean(self, values: np.ndarray) -> np.ndarray:
         """Average P values over each border."""
@@ -228,20 +179,12 @@ class Borders:
 
 
 def join_regions(labels: np.ndarray, seeds: np.ndarray, barrier: Callable, limit: float = np.inf) -> np.ndarray:
-    """Join regions across their lowest barriers, round by round, until only barriers above a limit are left.
+    """Join (N, H, W) regions 1 to K across their lowest barriers, until only barriers above a limit are left.
 
-    In each round every region without a seed joins the neighbour behind its lowest barrier, and barriers are measured
-    anew: Boruvka's algorithm for the minimum spanning forest rooted at the seeds, a watershed cut of the graph of
-    regions. Regions with a seed join nobody, so no two seeds are ever joined.
-
-    Args:
-        labels: (N, H, W) labels of regions from 1 to K; 0 is background.
-        seeds: (K + 1,) booleans: whether a region is a seed.
-        barrier: From the labels and their `Borders` to (B,) heights.
-        limit: Only barriers up to this height are crossed.
-
-    Returns:
-        (N, H, W) int32 labels; a joined region has the label of one of its parts.
+    In each round every region without a seed joins the neighbour behind its lowest barrier, and barriers, (B,) heights
+    of the `Borders`, are measured anew: Boruvka's algorithm for the minimum spanning forest rooted at the seeds,
+    (K + 1,) booleans, a watershed cut of the graph of regions. No two seeds are ever joined. A joined region has the
+    label of one of its parts.
     """
     labels, seeded = labels.astype(np.int32), seeds.copy()
     pixels = _touching_pixels(labels)

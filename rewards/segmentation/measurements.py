@@ -28,8 +28,8 @@ _CROFTON_LENGTHS = np.array(
 def measure(masks: Masks) -> dict[str, np.ndarray]:
     """Measure the nuclei and cells of each image.
 
-    An image without nuclei or cells is no error, since a simulator may well produce one, but it measures badly: what
-    cannot be measured is 0.
+    An image without nuclei or cells is not an error, since a simulator may well produce one: what cannot be measured
+    is 0.
 
     Args:
         masks: Labels of N images.
@@ -117,12 +117,8 @@ def object_perimeters(labels: np.ndarray) -> np.ndarray:
         (49.1, 50.3)
     """
     ids, shape = _object_ids(np.pad(labels, ((0, 0), (1, 1), (1, 1))))
-    upper_left, upper_right, lower_left, lower_right = (
-        ids[:, :-1, :-1],
-        ids[:, :-1, 1:],
-        ids[:, 1:, :-1],
-        ids[:, 1:, 1:],
-    )
+    upper_left, upper_right = ids[:, :-1, :-1], ids[:, :-1, 1:]
+    lower_left, lower_right = ids[:, 1:, :-1], ids[:, 1:, 1:]
     outline = (upper_left != upper_right) | (upper_left != lower_left) | (upper_left != lower_right)
     # Only the windows on an outline: (M, 4).
     corners = np.stack([c[outline] for c in (upper_left, upper_right, lower_left, lower_right)], axis=-1)
@@ -160,11 +156,7 @@ def _touches_border(labels: np.ndarray) -> np.ndarray:
 
 
 def _object_ids(labels: np.ndarray) -> tuple[np.ndarray, tuple[int, int]]:
-    """Number the objects through the batch, so that one bincount serves all images.
-
-    Returns:
-        (N, H, W) int64 numbers, n * (K + 1) + k for object k of image n; and (N, K + 1), the shape of a table of them.
-    """
+    """Number object k of image n as n * (K + 1) + k, for one bincount over all images; and (N, K + 1)."""
     count, columns = len(labels), int(labels.max(initial=0)) + 1
     return labels + np.arange(count, dtype=np.int64)[:, None, None] * columns, (count, columns)
 

@@ -16,51 +16,36 @@ INTERCEPT = -9.958
 
 @dataclass(frozen=True)
 class Planes:
-    """What is seen of N images.
+    """What is seen of N images."""
 
-    Args:
-        dna: (N, H, W) brightness of the nucleus channel.
-        distance: (N, H, W) distance to the background of the nuclei, in pixels of a 48-pixel image.
-        cytoplasm: (C, N, H, W) smoothed brightness of the other channels; C may be 0.
-        membranes: (N, H, W) high where two cells meet.
-    """
-
-    dna: np.ndarray
-    distance: np.ndarray
-    cytoplasm: np.ndarray
-    membranes: np.ndarray
+    dna: np.ndarray  # (N, H, W) brightness of the nucleus channel
+    distance: np.ndarray  # (N, H, W) distance to the background of the nuclei, in pixels of a 48-pixel image
+    cytoplasm: np.ndarray  # (C, N, H, W) smoothed brightness of the other channels; C may be 0
+    membranes: np.ndarray  # (N, H, W) high where two cells meet
 
 
 def border_features(labels: np.ndarray, borders: Borders, planes: Planes, scale: float) -> np.ndarray:
-    """Describe the borders between regions.
+    """Describe the borders between (N, H, W) regions: (B, 7), columns as in `FEATURES`.
 
     Parts of one nucleus are small together, alike in brightness, joined by a wide neck that is not dimmer than they
-    are, without a membrane between them, and in one cytoplasm that does not dip there.
-
-    Args:
-        labels: (N, H, W) labels of regions from 1 to K.
-        borders: Between them.
-        planes: What is seen.
-        scale: Pixels that a pixel of a 48-pixel image is.
-
-    Returns:
-        (B, 7) float64, columns as in `FEATURES`: log of the joint area; brightness of the dimmer over the brighter
-        region; log of the width of the neck over that of the narrower region; brightness along the border over that
-        of the dimmer region; log of the membrane along the border; mean over the channels of the difference in the
-        logs of the cytoplasm's brightness, and of that along the border over the dimmer side's.
+    are, without a membrane between them, and in one cytoplasm that does not dip there. The columns are: log of the
+    joint area; brightness of the dimmer over the brighter region; log of the width of the neck over that of the
+    narrower region; brightness along the border over that of the dimmer region; log of the membrane along the border;
+    mean over the channels of the difference in the logs of the cytoplasm's brightness, and of that along the border
+    over the dimmer side's. `scale` is how many pixels a pixel of a 48-pixel image is.
     """
     inside, count = np.flatnonzero(labels), labels.max(initial=0) + 1
-    own = labels.ravel()[inside]
-    areas = np.maximum(np.bincount(own, minlength=count), 1)
+    region = labels.ravel()[inside]
+    areas = np.maximum(np.bincount(region, minlength=count), 1)
 
     def means(plane: np.ndarray) -> np.ndarray:
-        return np.maximum(np.bincount(own, weights=plane.ravel()[inside], minlength=count) / areas, 1e-6)
+        return np.maximum(np.bincount(region, weights=plane.ravel()[inside], minlength=count) / areas, 1e-6)
 
     first, second = borders.first, borders.second
     one, other = borders.pixels
     dna, distance, membranes = planes.dna.ravel(), planes.distance.ravel(), planes.membranes.ravel()
     radii = np.zeros(count, dtype=distance.dtype)
-    np.maximum.at(radii, own, distance[inside])
+    np.maximum.at(radii, region, distance[inside])
     neck = borders.highest(np.maximum(distance[one], distance[other]))
     brightness = means(planes.dna)
     dimmer = np.minimum(brightness[first], brightness[second])

@@ -35,7 +35,7 @@ class OtsuSegmenter:
 
     Nuclei are what is brighter than Otsu's threshold of the smoothed nucleus channel, divided by a watershed of the
     distance to the background. Cells are the foreground of the mean of all other channels, each pixel given to its
-    nearest nucleus; pieces without a nucleus are cells of their own.
+    nearest nucleus; pieces without a nucleus are cells too.
 
     It is rougher than [`WatershedSegmenter`], and shares no threshold, no landscape and no fitted number with it. That
     is its use: a gain that only one of two segmenters sees is a gain of the segmenter.
@@ -48,7 +48,7 @@ class OtsuSegmenter:
         nucleus_channel: The channel that shows nuclei; all others are cytoplasm.
         image_size: The shorter side, in pixels, of the images that the lengths below refer to.
         sigma: Standard deviation of the Gaussian that smooths every channel, in pixels.
-        floor: Lowest threshold, so that noise is no cell.
+        floor: Lowest threshold, so that noise is not a cell.
         nucleus_radius: The deepest points of two nuclei are at least this far apart, in pixels.
         cell_fraction: The threshold for cells is this fraction of Otsu's, which bright cells would draw too high.
         nucleus_area: Smaller nuclei are removed, in square pixels.

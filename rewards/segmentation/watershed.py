@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -35,6 +34,16 @@ from cellfluxrl.rewards.segmentation.protocol import (
 )
 
 _PIXELS_PER_PART = 64 * 48 * 48  # what is computed at once then stays in the processor's cache
+_LARGE = 1.5  # times the size that the settings are for
+_EDGE_SIGMA = 0.6  # px; takes the noise off an edge without moving it
+_NUCLEUS_WINDOW = 13.0  # px, about a nucleus
+_CELL_WINDOW = 21.0  # px, about a cell
+_DISTANCE_WEIGHT = 0.1  # brightness that one px of distance to the background is worth
+_JOIN = 1.0  # log-odds; parts of a nucleus that one border does not join another one may
+_FAR = 13.0  # px from the nearest nucleus: further than most cells reach
+_FAR_AREA = 5.0  # square px
+_MEMBRANE = 0.08  # brightness per px; a cell without a nucleus in view is set apart by more
+_SPECK = 12.0  # square px; smaller holes in a cell are filled
 
 
 @register_segmenter
@@ -54,13 +63,13 @@ class WatershedSegmenter:
     are cell at all is decided without the nucleus channel, as the reward for nuclei that lie inside cells could not
     fail otherwise. The nuclei share out that foreground by a watershed of the differences in brightness in all
     channels: the "secondary objects" of CellProfiler [3]_. Cytoplasm far from every nucleus, as of a cell whose
-    nucleus lies outside the image, is a cell of its own where background or a membrane sets it apart.
+    nucleus lies outside the image, is a separate cell where background or a membrane sets it apart.
 
     Images of more than one and a half times `image_size` are divided at that size, and only the edges of their
-    objects are found at their own.
+    objects are found at full size.
 
     Lengths are in pixels of an image whose shorter side is `image_size`; other images are measured in the same
-    proportion. Intensities are on the images' own scale of 0 to 1.
+    proportion. Intensities are on the images' scale of 0 to 1.
 
     Args:
         channel_names: The channels in the order of the images' second axis.
@@ -128,13 +137,7 @@ class WatershedSegmenter:
                 raise ValueError(f"{kind}_floor must not exceed {kind}_ceiling, got {floor!r} and {ceiling!r}")
 
     def __call__(self, images: np.ndarray) -> Masks:
-        """Label the nuclei and the cells of a batch.
-
-        Args:
-            images: (N, C, H, W) floats in [0, 1], channels in the order of `channel_names`.
-
-        Returns:
-            `Masks` with (N, H, W) labels. Each image's are the same whatever else is in the batch.
+        """Label the nuclei and the cells of (N, C, H, W) floats in [0, 1], whatever else is in the batch.
 
         Raises:
             ValueError: If the shape, the type or a value of `images` is not as above.
@@ -145,14 +148,15 @@ class WatershedSegmenter:
         others = [c for c in range(channels) if c != first] or [first]
         nuclei = np.zeros((count, height, width), dtype=np.int32)
         cells = np.zeros_like(nuclei)
-        for part in _parts(count, height * width):
+        step = max(1, _PIXELS_PER_PART // (height * width))
+        for part in (slice(start, start + step) for start in range(0, count, step)):
             # Contiguous float32 planes, which the filters below ask for.
             planes = np.ascontiguousarray(images[part].transpose(1, 0, 2, 3), dtype=np.float32)
             dna, cytoplasm = planes[first], planes[others]
             if min(height, width) < _LARGE * self.image_size:
                 (nuclei[part], _), (cells[part], _) = self._segment(dna, cytoplasm)
                 continue
-            # Objects are told apart at the resolution of the settings, and only their edges found at the images' own.
+            # Objects are told apart at the resolution of the settings, and only their edges found at full size.
             size = (round(height / self._scale(dna)), round(width / self._scale(dna)))
             found = self._segment(resize(dna, size), np.stack([resize(c, size) for c in cytoplasm]))
             sigma = _EDGE_SIGMA * self._scale(dna)
@@ -215,18 +219,6 @@ class WatershedSegmenter:
         return min(images.shape[-2:]) / self.image_size
 
 
-_LARGE = 1.5  # times the size that the settings are for
-_EDGE_SIGMA = 0.6  # px; takes the noise off an edge without moving it
-_NUCLEUS_WINDOW = 13.0  # px, about a nucleus
-_CELL_WINDOW = 21.0  # px, about a cell
-_DISTANCE_WEIGHT = 0.1  # brightness that one px of distance to the background is worth
-_JOIN = 1.0  # log-odds; parts of a nucleus that one border does not join another one may
-_FAR = 13.0  # px from the nearest nucleus: further than most cells reach
-_FAR_AREA = 5.0  # square px
-_MEMBRANE = 0.08  # brightness per px; a cell without a nucleus in view is set apart by more
-_SPECK = 12.0  # square px; smaller holes in a cell are filled
-
-
 def outlines(images: np.ndarray, scale: float = 1.0) -> np.ndarray:
     """Find where cells meet: dark lines and steps of brightness in (N, H, W) images, in units of brightness per px.
 
@@ -250,18 +242,10 @@ def share_out(
     """Divide the foreground between nuclei by a watershed of the differences in brightness, in all channels.
 
     Foreground far from every nucleus, as of a cell whose nucleus lies outside the image, is divided off too. It stays
-    an object of its own if a membrane sets it apart, and falls to its neighbour otherwise.
-
-    Args:
-        pieces: (N, H, W) labels of the connected pieces of the foreground, counted through the stack, 0 elsewhere.
-        nuclei: (N, H, W) labels, 1 to K in each image. Their pixels outside of the foreground do not count. A piece of
-            foreground without a nucleus becomes an object of its own.
-        channels: (C, N, H, W) smoothed channels of cytoplasm, in [0, 1].
-        membranes: (N, H, W) float32, high where two cells meet; see `outlines`.
-        scale: Pixels that a pixel of a 48-pixel image is.
-
-    Returns:
-        (N, H, W) int32 labels, 0 for the background; no two images have another one in common.
+    a separate object if a membrane sets it apart, and falls to its neighbour otherwise. A piece without any nucleus is
+    an object. `pieces` are (N, H, W) labels of the connected pieces of the foreground, counted through the stack;
+    `nuclei` labels from 1 in each image; `channels`, (C, N, H, W), the smoothed cytoplasm in [0, 1]; `membranes` those
+    of `outlines`. No two images have a label but 0 in common.
     """
     seeds, settled = _cell_seeds(pieces, nuclei, scale)
     thirds = np.array_split(channels, 3) if len(channels) >= 3 else [channels[:1], channels[-1:], channels]
@@ -309,12 +293,6 @@ def _cell_seeds(pieces: np.ndarray, nuclei: np.ndarray, scale: float) -> tuple[n
     cells = len(nuclei) * highest + len(has_nucleus)
     seeds = np.where(large[far_pieces], far_pieces + np.int32(cells), seeds)
     return seeds, np.arange(cells + len(large)) <= cells
-
-
-def _parts(count: int, pixels: int) -> Iterator[slice]:
-    """Cut `count` images of so many pixels into slices to compute at once."""
-    step = max(1, _PIXELS_PER_PART // pixels)
-    return (slice(start, start + step) for start in range(0, count, step))
 
 
 def _contrast(images: np.ndarray, thresholds: np.ndarray) -> np.ndarray:

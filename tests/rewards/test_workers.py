@@ -157,7 +157,6 @@ def test_a_process_scores_as_the_suite_does(workers, cells, form):
         score_partly(workers.suite, pending.result(), moa, form, groups),
         workers.suite(images, moa, form, groups, batch_size=5),
     )
-    assert pending.done()
     assert workers.failed_images == 0
 
 

@@ -1,4 +1,4 @@
-"""Networks of Cellpose 3 and 4, by the name of a published model or from the user's own weights.
+"""Networks of Cellpose 3 and 4, by the name of a published model or from the user's weights.
 
 The package `cellpose` is optional and slow to import, so it is imported where it is needed, not before.
 """
@@ -30,29 +30,20 @@ _MULTIPLE = 16  # of which sides must be
 
 @dataclass(frozen=True)
 class CellposeNetwork:
-    """A network that maps (N, channels, H, W) normalised images to flows and the logit of being in an object.
+    """A network that maps (N, channels, H, W) normalised images to flows and the logit of being in an object."""
 
-    Attributes:
-        module: Returns the (N, 3, H, W) flows in rows and columns, times 5, and logits as the first of its outputs.
-        channels: How many channels it takes: the one to segment, the nuclei or zeros, and more zeros.
-        object_diameter: Images are resized so that objects have this diameter, in pixels.
-        trained_diameter: Mean diameter of the objects it was trained on before they were resized, in pixels.
-        tile: Larger images are cut into overlapping tiles of this side, in pixels.
-        needs_full_tile: Whether smaller images are padded to a tile.
-    """
-
-    module: torch.nn.Module
-    channels: int
-    object_diameter: float
-    trained_diameter: float
-    tile: int
-    needs_full_tile: bool
+    module: torch.nn.Module  # its first output: the (N, 3, H, W) flows in rows and columns, times 5, and logits
+    channels: int  # how many it takes: the one to segment, the nuclei or zeros, and more zeros
+    object_diameter: float  # pixels; images are resized so that objects have it
+    trained_diameter: float  # pixels; mean of the objects it was trained on before they were resized
+    tile: int  # pixels; larger images are cut into overlapping tiles of this side
+    needs_full_tile: bool  # whether smaller images are padded to a tile
 
     @torch.inference_mode()
     def __call__(self, images: torch.Tensor, scale: float) -> torch.Tensor:
         """Run on (N, channels, H, W) images enlarged by `scale`; returns (N, 3, H, W) float32 of the original size."""
         size = images.shape[-2:]
-        # Cellpose's own sizes, so that masks are the same.
+        # The sizes of Cellpose, so that masks are the same.
         resized = [max(1, int(side * scale)) for side in size]
         images = F.interpolate(images, resized, mode="bilinear", align_corners=False)
         (top, bottom), (left, right) = self._padding(resized[0]), self._padding(resized[1])
@@ -61,7 +52,7 @@ class CellposeNetwork:
         return F.interpolate(output, size, mode="bilinear", align_corners=False)
 
     def _padding(self, side: int) -> tuple[int, int]:
-        """Return how many zeros go before and after, Cellpose's own numbers."""
+        """How many zeros go before and after, as in Cellpose."""
         if self.needs_full_tile and side < self.tile:
             room = max(0, self.tile - side - 2 * _MARGIN)
         else:
@@ -87,14 +78,8 @@ class CellposeNetwork:
         return self.module(images.to(dtype).contiguous(memory_format=torch.channels_last))[0].float()
 
 
-def load_network(model: str, device: torch.device, bfloat16: bool) -> CellposeNetwork:
-    """Load a network of the version of Cellpose that is installed.
-
-    Args:
-        model: Name of a published model, such as "cyto3", "nuclei" (version 3) or "cpsam" (version 4), or the path of
-            a file of weights. Weights of version 3 may be of any width.
-        device: Where it runs.
-        bfloat16: Whether it computes with 16-bit floats.
+def load_network(model: str, device: torch.device, *, bfloat16: bool) -> CellposeNetwork:
+    """Load a published model, such as "cyto3" or "cpsam", or a file of weights, with the Cellpose that is installed.
 
     Raises:
         ImportError: If Cellpose is not installed, or in a version that was not tested, or version 4 is without a
@@ -106,14 +91,14 @@ def load_network(model: str, device: torch.device, bfloat16: bool) -> CellposeNe
     version = _major_version()
     path = find_weights(model, version)
     if version >= 4:
-        return _load_version_4(path, device, bfloat16)
+        return _load_version_4(path, device, bfloat16=bfloat16)
     # The mean diameter of published models is not in their files.
     published = {"nuclei": _NUCLEI_DIAMETER, "nucleitorch_0": _NUCLEI_DIAMETER}.get(model)
-    return _load_version_3(path, device, bfloat16, published)
+    return _load_version_3(path, device, published, bfloat16=bfloat16)
 
 
 def find_weights(model: str, version: int) -> Path:
-    """Return the path of a model's weights, after a download if it is a published model that is not there yet."""
+    """Path of a model's weights, after a download if it is a published model that is not there yet."""
     if os.path.isfile(model):
         return Path(model)
     if os.sep in model or Path(model).suffix:
@@ -125,7 +110,7 @@ def find_weights(model: str, version: int) -> Path:
     name = f"{model}torch_0" if version < 4 and model in ("cyto", "cyto2", "nuclei") else model
     path = Path(models.MODEL_DIR) / name
     if not path.is_file():
-        # With certificates: Cellpose's own download goes without, and turns them off for the whole program.
+        # With certificates: Cellpose's download goes without, and turns them off for the whole program.
         url = f"{models._MODEL_URL.rstrip('/')}/{name}"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -173,20 +158,13 @@ def _import_models(version: int) -> ModuleType:
     return models
 
 
-def _load_version_4(path: Path, device: torch.device, bfloat16: bool) -> CellposeNetwork:
+def _load_version_4(path: Path, device: torch.device, *, bfloat16: bool) -> CellposeNetwork:
     models = _import_models(4)
     model = models.CellposeModel(pretrained_model=str(path), device=device, use_bfloat16=bfloat16)
-    return CellposeNetwork(
-        model.net.eval(),
-        channels=3,
-        object_diameter=_DIAMETER,
-        trained_diameter=_DIAMETER,
-        tile=256,
-        needs_full_tile=True,
-    )
+    return CellposeNetwork(model.net.eval(), 3, _DIAMETER, _DIAMETER, tile=256, needs_full_tile=True)
 
 
-def _load_version_3(path: Path, device: torch.device, bfloat16: bool, published: float | None) -> CellposeNetwork:
+def _load_version_3(path: Path, device: torch.device, published: float | None, *, bfloat16: bool) -> CellposeNetwork:
     from cellpose.resnet_torch import CPnet
 
     weights = _read_weights(path)

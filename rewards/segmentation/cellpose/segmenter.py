@@ -9,6 +9,8 @@ from typing import ClassVar
 import numpy as np
 import torch
 
+from cellfluxrl.rewards.segmentation.cellpose.flows import masks_from_flows
+from cellfluxrl.rewards.segmentation.cellpose.models import CellposeNetwork, load_network
 from cellfluxrl.rewards.segmentation.protocol import NUCLEUS_CHANNEL, Masks, check_images, register_segmenter
 
 _STEPS = 200  # of a pixel along the flows, where objects have the size that the network wants
@@ -43,7 +45,7 @@ class CellposeSegmenter:
         flow_threshold: Masks whose flows differ more than this from the network's are removed; 0 keeps all.
         cellprob_threshold: Pixels with a higher logit belong to objects; lower values give larger masks.
         min_size: Smaller masks are removed, in square pixels.
-        max_size_fraction: Masks of a larger part of the image are removed. Cellpose's own value is 0.4, which would
+        max_size_fraction: Masks of a larger part of the image are removed. Cellpose's value is 0.4, which would
             remove the cell that fills a single-cell crop.
         batch_size: Number of images that are worked on at a time; memory grows with it, the masks stay the same.
         device: Device of the networks, such as "cpu" or "cuda:1"; `None` for CUDA where it is available.
@@ -106,14 +108,7 @@ class CellposeSegmenter:
             raise ValueError(f"batch_size must be an integer of at least 1, got {self.batch_size!r}")
 
     def __call__(self, images: np.ndarray) -> Masks:
-        """Label the nuclei and the cells of a batch.
-
-        Args:
-            images: (N, C, H, W) floats in [0, 1], channels in the order of `channel_names`.
-
-        Returns:
-            `Masks` with (N, H, W) labels. Each image's are the same whatever else is in the batch, up to the rounding
-            of the networks.
+        """Label the nuclei and the cells of (N, C, H, W) floats in [0, 1], whatever else is in the batch.
 
         Raises:
             ImportError: If Cellpose, or what it needs, is not installed.
@@ -135,9 +130,7 @@ class CellposeSegmenter:
         return Masks(nuclei, cells)
 
     def _masks(self, kind: str, channels: list[np.ndarray]) -> np.ndarray:
-        from cellfluxrl.rewards.segmentation.cellpose.flows import masks_from_flows
-
-        network = self._network(kind)
+        network = self._networks[kind]
         device = next(network.module.parameters()).device
         if len(channels) > network.channels:
             raise ValueError(f"{self.cell_model!r} takes {network.channels} channel, so cells_see_dna must be False")
@@ -156,38 +149,15 @@ class CellposeSegmenter:
             max_size_fraction=self.max_size_fraction,
         )
 
-    def _network(self, kind: str):
-        return getattr(self, f"_{kind}_network")
-
     @functools.cached_property
-    def _nucleus_network(self):
-        return self._load(self.nucleus_model)
-
-    @functools.cached_property
-    def _cell_network(self):
-        return self._load(self.cell_model)
-
-    def _load(self, model: str):
-        from cellfluxrl.rewards.segmentation.cellpose.models import load_network
-
+    def _networks(self) -> dict[str, CellposeNetwork]:
         device = torch.device(self.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return load_network(model, device, self.bfloat16)
+        models = {"nucleus": self.nucleus_model, "cell": self.cell_model}
+        return {kind: load_network(model, device, bfloat16=self.bfloat16) for kind, model in models.items()}
 
 
 def normalize_images(images: np.ndarray) -> np.ndarray:
-    """Scale each image so that its 1st and 99th percentiles are 0 and 1, as Cellpose does.
-
-    Args:
-        images: (N, H, W) float32.
-
-    Returns:
-        (N, H, W) float32; 0 for images whose percentiles are the same, in which there is nothing to see.
-
-    Example:
-        >>> ramp = np.linspace(0, 1, 101, dtype=np.float32).reshape(1, 1, 101)
-        >>> normalize_images(ramp)[0, 0, [1, 99]].tolist()
-        [0.0, 1.0]
-    """
+    """Scale each of (N, H, W) images so that its 1st and 99th percentiles are 0 and 1; 0 where they are the same."""
     low, high = np.percentile(images, [1, 99], axis=(1, 2), keepdims=True).astype(np.float32)
     flat = high - low <= _SMALLEST_CONTRAST
     return np.where(flat, 0, (images - low) / np.where(flat, 1, high - low)).astype(np.float32)
