@@ -3,71 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.outputs import BaseOutput
-from PIL import Image
 from tqdm import tqdm
 
 from cellfluxrl.data.calibration import intensity_levels, match_levels
-from cellfluxrl.data.images import from_unit, to_pil, to_unit
+from cellfluxrl.data.images import from_unit
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.integration import integration_steps
 from cellfluxrl.hub.mixin import HubPipelineMixin
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.card import pipeline_card
-from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.inputs import (
+    ControlImages,
+    as_control_images,
+    check_condition,
+    check_precision,
+    check_size,
+    number_of,
+)
+from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
-OUTPUT_TYPES = ("pil", "np", "pt")
 DIRECTIONS = ("forward", "reverse")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How sources become images; each is an argument of [`CellFluxPipeline.__call__`], which says what it does."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    direction: str = "forward"
-    trajectory_times: Sequence[float] | None = None
-    return_trajectory: bool = False
-    batch_size: int = 64
-    batch_invariant: bool = False
-    callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict] | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",)
-
-
-@dataclass
-class CellFluxPipelineOutput(BaseOutput):
-    """Output of the pipelines. With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to
-    compound or concentration `i` of a single control.
-
-    Args:
-        images: PIL in RGB (red is the last channel, blue the first); or `(N, C, H, W)`: numpy in [0, 1] for
-            `output_type="np"`, a tensor in [-1, 1] for `"pt"`.
-        rewards: The rewards of each image, each of shape `(N,)`.
-        selected: `(N,)`; which of its `best_of_n` candidates each image is.
-        trajectory: `(T, N, C, H, W)`; from the noisy control to the image, at the times of the scheduler's grid or at
-            `trajectory_times`.
-        within_range: `(N,)`; whether each image is, in all that the rewards measure, within the range of real cells
-            ([`RewardSuite.outside_real_range`]).
-        num_function_evaluations: Evaluations of the network on one image that each returned image has cost, those of
-            its other candidates included; a guided one counts twice. `None` after an interruption.
-    """
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    rewards: dict[str, torch.Tensor] | None = None
-    selected: torch.Tensor | None = None
-    trajectory: torch.Tensor | None = None
-    within_range: torch.Tensor | None = None
-    num_function_evaluations: int | None = None
 
 
 class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
@@ -169,8 +131,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> None:
         """Raise a `ValueError` that names the value for arguments that do not fit each other or the network."""
-        _check_size(control, self.unet.config.patch_size * 2 ** (len(self.unet.config.channel_mult) - 1))
-        _check_precision(self._execution_device, self.unet.dtype)
+        check_size(control, self.unet.config.patch_size * 2 ** (len(self.unet.config.channel_mult) - 1))
+        check_precision(self._execution_device, self.unet.dtype)
         for name, number in (("num_images_per_control", num_images_per_control), ("batch_size", batch_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -218,10 +180,10 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         """
         compounds = {"compound": compound, "smiles": smiles, "compound_embeds": compound_embeds}
         compounds = {kind: value for kind, value in compounds.items() if value is not None}
-        self._check_condition(compounds, concentration)
+        check_condition(compounds, concentration, self.unet.config.condition_dim, self.is_conditioned_on_dose)
         if compound_embeds is not None and compound_embeds.ndim == 1:
             compounds = {}
-        lengths = {kind: _length(value) for kind, value in {**compounds, "concentration": concentration}.items()}
+        lengths = {kind: number_of(value) for kind, value in {**compounds, "concentration": concentration}.items()}
         several = {kind: length for kind, length in lengths.items() if length is not None}
         count, what = len(control), "controls"
         if count == 1 and several:
@@ -231,32 +193,6 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             if length != count:
                 raise ValueError(f"{kind} must be one, or one for each of {count} {what}; got {length}")
         return count
-
-    def _check_condition(self, compounds: dict[str, Any], concentration: float | Sequence[float] | None) -> None:
-        width = self.unet.config.condition_dim
-        if width is None:
-            if compounds or concentration is not None:
-                given = ", ".join([*compounds, *(["concentration"] if concentration is not None else [])])
-                raise ValueError(f"this network is unconditional (condition_dim is None): leave {given} None")
-            return
-        if len(compounds) != 1:
-            given = " and ".join(compounds) or "none"
-            raise ValueError(f"give either a compound name or a SMILES or compound_embeds; given: {given}")
-        embeds = compounds.get("compound_embeds")
-        if embeds is not None:
-            if not isinstance(embeds, torch.Tensor) or embeds.ndim not in (1, 2) or embeds.shape[-1] != width:
-                shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
-                raise ValueError(f"compound_embeds must be a tensor of shape (N, {width}) or ({width},), got {shape}")
-            if not embeds.isfinite().all():
-                raise ValueError("compound_embeds hold values that are not finite (NaN or infinity)")
-        if embeds is not None and concentration is not None:
-            raise ValueError(f"concentration={concentration} is part of compound_embeds: leave it None")
-        if not self.is_conditioned_on_dose and concentration is not None:
-            raise ValueError(
-                f"concentration={concentration}: this network is not conditioned on the concentration; leave it None"
-            )
-        if self.is_conditioned_on_dose and concentration is None and embeds is None:
-            raise ValueError("this network is conditioned on the concentration: give concentration= in uM")
 
     def encode_condition(
         self,
@@ -275,7 +211,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         names = [given] if isinstance(given, str) else list(given)
         if not self.is_conditioned_on_dose:
             return self.encoder.encode(**{kind: names}).expand(count, -1)
-        doses = [concentration] * count if _length(concentration) is None else list(concentration)
+        doses = [concentration] * count if number_of(concentration) is None else list(concentration)
         names = names * count if isinstance(given, str) else names
         return self.encoder.encode(**{kind: names}, concentrations=doses)
 
@@ -555,39 +491,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def _length(value: Any) -> int | None:
-    """The number of values of a sequence, or `None` for a single value."""
-    return None if isinstance(value, str) or not hasattr(value, "__len__") else len(value)
-
-
 def _filled_up(rows: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
     """Repeat the last row until the number of rows is a multiple of `batch_size`."""
     if rows is None:
         return None
     return torch.cat([rows, rows[-1:].repeat_interleave(-len(rows) % batch_size, dim=0)])
-
-
-def _check_size(images: torch.Tensor, factor: int) -> None:
-    size = tuple(images.shape[2:])
-    if any(side % factor for side in size):
-        nearest = tuple(max(factor, round(side / factor) * factor) for side in size)
-        raise ValueError(
-            f"height and width must be multiples of {factor}, got {size}; the nearest that fits is {nearest}"
-        )
-
-
-def _check_precision(device: torch.device, dtype: torch.dtype) -> None:
-    if device.type == "cpu" and dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        raise ValueError(
-            "this CPU does not compute in float16 (it would be many times slower than float32): "
-            "load the pipeline with dtype=torch.bfloat16 or torch.float32"
-        )
-
-
-def convert_images(images: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Convert `(N, C, H, W)` images in [-1, 1] to PIL images, a numpy array in [0, 1], or leave them."""
-    if output_type == "pil":
-        return to_pil(images)
-    if output_type == "np":
-        return to_unit(images).cpu().numpy()
-    return images

@@ -14,14 +14,9 @@ from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.integration import solve
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
-from cellfluxrl.pipelines.cellflux import (
-    OUTPUT_TYPES,
-    CellFluxPipeline,
-    CellFluxPipelineOutput,
-    Sampling,
-    convert_images,
-)
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.pipelines.search import search_noise, steer
 from cellfluxrl.pipelines.selection import (
     SELECTIONS,

@@ -73,3 +73,59 @@ def _image_of(row: Mapping[str, Any]) -> Any:
     if str(getattr(images, "dtype", "")).endswith("int64") and images.min() >= 0 and images.max() <= 255:
         images = np.asarray(images).astype(np.uint8)
     return images
+
+
+def check_condition(
+    compounds: Mapping[str, Any],
+    concentration: float | Sequence[float] | None,
+    width: int | None,
+    is_conditioned_on_dose: bool,
+) -> None:
+    """See that a network with conditions of `width` numbers takes these kinds of compounds and concentrations."""
+    if width is None:
+        if compounds or concentration is not None:
+            given = ", ".join([*compounds, *(["concentration"] if concentration is not None else [])])
+            raise ValueError(f"this network is unconditional (condition_dim is None): leave {given} None")
+        return
+    if len(compounds) != 1:
+        given = " and ".join(compounds) or "none"
+        raise ValueError(f"give either a compound name or a SMILES or compound_embeds; given: {given}")
+    embeds = compounds.get("compound_embeds")
+    if embeds is not None:
+        if not isinstance(embeds, torch.Tensor) or embeds.ndim not in (1, 2) or embeds.shape[-1] != width:
+            shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
+            raise ValueError(f"compound_embeds must be a tensor of shape (N, {width}) or ({width},), got {shape}")
+        if not embeds.isfinite().all():
+            raise ValueError("compound_embeds hold values that are not finite (NaN or infinity)")
+    if embeds is not None and concentration is not None:
+        raise ValueError(f"concentration={concentration} is part of compound_embeds: leave it None")
+    if not is_conditioned_on_dose and concentration is not None:
+        raise ValueError(
+            f"concentration={concentration}: this network is not conditioned on the concentration; leave it None"
+        )
+    if is_conditioned_on_dose and concentration is None and embeds is None:
+        raise ValueError("this network is conditioned on the concentration: give concentration= in uM")
+
+
+def number_of(value: Any) -> int | None:
+    """The number of values of a sequence, or `None` for a single value."""
+    return None if isinstance(value, str) or not hasattr(value, "__len__") else len(value)
+
+
+def check_size(images: torch.Tensor, factor: int) -> None:
+    """See that height and width are multiples of what the network halves them by."""
+    size = tuple(images.shape[2:])
+    if any(side % factor for side in size):
+        nearest = tuple(max(factor, round(side / factor) * factor) for side in size)
+        raise ValueError(
+            f"height and width must be multiples of {factor}, got {size}; the nearest that fits is {nearest}"
+        )
+
+
+def check_precision(device: torch.device, dtype: torch.dtype) -> None:
+    """See that the processor computes in this type."""
+    if device.type == "cpu" and dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+        raise ValueError(
+            "this CPU does not compute in float16 (it would be many times slower than float32): "
+            "load the pipeline with dtype=torch.bfloat16 or torch.float32"
+        )

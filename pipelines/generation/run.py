@@ -42,16 +42,15 @@ Job = tuple[int, int, int]  # control, treatment, sample
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """
-    Args:
-        num_per_control: Images of each control and treatment.
-        best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
-        seed: Decides the noise.
-        format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
-        batch_size: Images that are generated, written and recorded together, and that go through the network at a
-            time.
-        calibrate: Whether the controls of each plate are brought to the intensities of those of training
-            ([`CellFluxPipeline.calibrate`]).
+    """Args:
+    num_per_control: Images of each control and treatment.
+    best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
+    seed: Decides the noise.
+    format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
+    batch_size: Images that are generated, written and recorded together, and that go through the network at a
+        time.
+    calibrate: Whether the controls of each plate are brought to the intensities of those of training
+        ([`CellFluxPipeline.calibrate`]).
     """
 
     num_per_control: int = 1
