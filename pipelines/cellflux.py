@@ -105,11 +105,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return match_levels(images, intensity_levels(plate.cpu().numpy()), self.training_levels())
 
     def training_levels(self) -> np.ndarray:
-        """[`intensity_levels`] of the controls of training, in [-1, 1]: `(C, 201)`.
-
-        Raises:
-            ValueError: If the pipeline does not know them.
-        """
+        """[`intensity_levels`] of the controls of training, `(C, 201)` in [-1, 1]; an error if they are unknown."""
         if not self.config.control_levels:
             raise ValueError(
                 "this pipeline does not know the intensities of the controls that it was trained on: an earlier "
@@ -122,46 +118,42 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         control: torch.Tensor,
         num_rows: int,
         num_images_per_control: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        sampling: Sampling,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
-        batch_size: int = 64,
-        direction: str = "forward",
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> None:
         """Raise a `ValueError` that names the value for arguments that do not fit each other or the network."""
-        check_size(control, self.unet.config.patch_size * 2 ** (len(self.unet.config.channel_mult) - 1))
+        config = self.unet.config
+        check_size(control, config.patch_size * 2 ** (len(config.channel_mult) - 1))
         check_precision(self._execution_device, self.unet.dtype)
-        for name, number in (("num_images_per_control", num_images_per_control), ("batch_size", batch_size)):
+        for name, number in (("num_images_per_control", num_images_per_control), ("batch_size", sampling.batch_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        if isinstance(generator, list) and len(generator) != num_rows * num_images_per_control:
-            count = num_rows * num_images_per_control
+        count = num_rows * num_images_per_control
+        if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"a list of generators needs one for each of {count} images, got {len(generator)}")
-        if guidance_scale != 1 and not self._can_guide():
+        can_guide = config.condition_dim is not None and config.trained_unconditionally
+        if sampling.guidance_scale != 1 and not can_guide:
             raise ValueError(
-                f"guidance_scale={guidance_scale} needs a network that was trained both with and without compounds, "
-                "and this one was not: pass guidance_scale=1"
+                f"guidance_scale={sampling.guidance_scale} needs a network that was trained both with and without "
+                "compounds, and this one was not: pass guidance_scale=1"
             )
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
-            raise ValueError(f"guidance_interval must be two increasing times in [0, 1], got {guidance_interval}")
+        interval = sampling.guidance_interval
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(f"guidance_interval must be two increasing times in [0, 1], got {interval}")
+        tensor_names = sampling.callback_on_step_end_tensor_inputs
         for kind, name, allowed in (
             ("output_type", output_type, OUTPUT_TYPES),
-            ("direction", direction, DIRECTIONS),
-            *(("callback tensor", name, self._callback_tensor_inputs) for name in callback_on_step_end_tensor_inputs),
+            ("direction", sampling.direction, DIRECTIONS),
+            *(("callback tensor", name, self._callback_tensor_inputs) for name in tensor_names),
         ):
             if name not in allowed:
                 raise unknown_name(kind, name, allowed)
-        if direction == "reverse" and num_images_per_control > 1:
+        if sampling.direction == "reverse" and num_images_per_control > 1:
             raise ValueError(
                 f"num_images_per_control={num_images_per_control}: the reverse direction has no noise, so all images "
                 "of a cell would be the same"
             )
-
-    def _can_guide(self) -> bool:
-        config = self.unet.config
-        return config.condition_dim is not None and config.trained_unconditionally
 
     def count_rows(
         self,
@@ -171,16 +163,14 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         compound_embeds: torch.Tensor | None = None,
         concentration: float | Sequence[float] | None = None,
     ) -> int:
-        """How many pairs of a control and a condition there are: controls, compounds and concentrations are each one,
-        for all, or several; those that are several are as many.
+        """Count the pairs of a control and a condition, and refuse numbers or kinds that do not go together.
 
-        Raises:
-            ValueError: If their numbers differ, more or less than one kind of compound is given, or the network is
-                not conditioned on what is given.
+        Controls, compounds and concentrations are each one, for all, or several; those that are several are as many.
         """
         compounds = {"compound": compound, "smiles": smiles, "compound_embeds": compound_embeds}
         compounds = {kind: value for kind, value in compounds.items() if value is not None}
-        check_condition(compounds, concentration, self.unet.config.condition_dim, self.is_conditioned_on_dose)
+        width = self.unet.config.condition_dim
+        check_condition(compounds, concentration, width, is_conditioned_on_dose=self.is_conditioned_on_dose)
         if compound_embeds is not None and compound_embeds.ndim == 1:
             compounds = {}
         lengths = {kind: number_of(value) for kind, value in {**compounds, "concentration": concentration}.items()}
@@ -290,18 +280,19 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             "concentration": concentration,
         }
         num_rows = self.count_rows(control, **treatment)
-        self.check_inputs(
-            control,
-            num_rows,
-            num_images_per_control,
+        sampling = Sampling(
+            num_inference_steps,
             guidance_scale,
-            guidance_interval,
-            generator,
-            output_type,
-            batch_size,
-            direction,
-            callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
+            direction=direction,
+            trajectory_times=trajectory_times,
+            return_trajectory=return_trajectory,
+            batch_size=batch_size,
+            batch_invariant=batch_invariant,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        self.check_inputs(control, num_rows, num_images_per_control, sampling, generator, output_type)
 
         # 2. Encode the compounds; one row for each image. The state stays in float32 with a half-precision network.
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
@@ -311,31 +302,15 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         source = control.to(device, dtype).expand(num_rows, -1, -1, -1)
         source = source.repeat_interleave(num_images_per_control, dim=0)
 
-        # 3. Add the source noise
+        # 3. Add the source noise, integrate and convert
         if direction == "forward":
-            source = source + self._source_noise(tuple(source.shape), generator, device, dtype)
-
-        # 4. Integrate and convert
+            source = source + self._source_noise(source, generator)
         self._interrupt = False
-        sampling = Sampling(
-            num_inference_steps,
-            guidance_scale,
-            guidance_interval,
-            direction,
-            trajectory_times,
-            return_trajectory,
-            batch_size,
-            batch_invariant,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
         generated, trajectory = self._integrate(source, condition, sampling)
-        evaluations = None if self.interrupt else self._count_evaluations(guidance_scale, guidance_interval)
+        evaluations = None if self.interrupt else self._count_evaluations(sampling)
         self.maybe_free_model_hooks()
         output = CellFluxPipelineOutput(
-            images=convert_images(generated, output_type),
-            trajectory=trajectory,
-            num_function_evaluations=evaluations,
+            convert_images(generated, output_type), trajectory=trajectory, num_function_evaluations=evaluations
         )
         return output if return_dict else output.to_tuple()
 
@@ -351,8 +326,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         self._lay_grid(sampling, source.device)
         images, trajectories = [], []
         with self.progress_bar(total=len(samples) * len(self.scheduler.timesteps)) as progress:
-            for sample, own_condition in zip(samples, conditions, strict=True):
-                image, trajectory = self._integrate_batch(sample, own_condition, sampling, progress)
+            for batch in zip(samples, conditions, strict=True):
+                image, trajectory = self._integrate_batch(*batch, sampling, progress)
                 images.append(image)
                 trajectories.append(trajectory)
         complete = not self.interrupt and trajectories[0] is not None
@@ -365,7 +340,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         if self.interrupt:
             return sample, None
         self._lay_grid(sampling, sample.device)
-        scales = iter(self._guidance_scales(sampling.guidance_scale, sampling.guidance_interval))
+        scales = iter(self._guidance_scales(sampling))
         states = [sample]
 
         def velocity(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -393,20 +368,18 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         guidance_scale: float = 1.2,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> int:
-        """Evaluations of the network that one sample costs: steps times those of the solver, a guided one counting
-        twice.
+        """Evaluations of the network that one sample costs, a guided one counting twice.
 
-        With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that.
-
-        Args:
-            num_inference_steps, guidance_scale, guidance_interval: As in [`__call__`].
+        With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that. The
+        arguments are those of [`__call__`].
         """
-        self._lay_grid(Sampling(num_inference_steps, guidance_scale), torch.device("cpu"))
-        return self._count_evaluations(guidance_scale, guidance_interval)
+        sampling = Sampling(num_inference_steps, guidance_scale, guidance_interval)
+        self._lay_grid(sampling, torch.device("cpu"))
+        return self._count_evaluations(sampling)
 
-    def _count_evaluations(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> int:
-        """Of one sample on the grid that is laid."""
-        return sum(1 if scale == 1 else 2 for scale in self._guidance_scales(guidance_scale, guidance_interval))
+    def _count_evaluations(self, sampling: Sampling) -> int:
+        """Count the evaluations of one sample on the current grid."""
+        return sum(1 if scale == 1 else 2 for scale in self._guidance_scales(sampling))
 
     def interpolate(
         self,
@@ -451,17 +424,14 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return self(control_image, compound_embeds=torch.lerp(start, end, share), generator=generators, **kwargs)
 
     def _source_noise(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, source: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
     ) -> torch.Tensor:
-        draw = self.scheduler.sample_source_noise
+        """Draw noise of the shape, device and type of `source`."""
+        shape, draw = source.shape, self.scheduler.sample_source_noise
         if not isinstance(generator, list):
-            return draw(shape, generator, device, dtype)
+            return draw(tuple(shape), generator, source.device, source.dtype)
         # One by one: shaping the noise is a matrix product, whose rounding depends on the number of rows.
-        return torch.cat([draw((1, *shape[1:]), [own], device, dtype) for own in generator])
+        return torch.cat([draw((1, *shape[1:]), [one], source.device, source.dtype) for one in generator])
 
     def _lay_grid(self, sampling: Sampling, device: torch.device) -> None:
         options: dict[str, Any] = {}  # only what is asked for, so that a simpler scheduler can be swapped in
@@ -471,11 +441,11 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             options["readout_times"] = sampling.trajectory_times
         self.scheduler.set_timesteps(sampling.num_inference_steps, device=device, **options)
 
-    def _guidance_scales(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> list[float]:
-        """The scale at each evaluation of the grid that is laid: 1, no guidance, outside of the interval."""
-        low, high = guidance_interval
+    def _guidance_scales(self, sampling: Sampling) -> list[float]:
+        """The scale at each evaluation on the current grid: 1, no guidance, outside of the interval."""
+        low, high = sampling.guidance_interval
         guided = ((self.scheduler.timesteps >= low) & (self.scheduler.timesteps <= high)).tolist()
-        return [guidance_scale if is_guided else 1 for is_guided in guided]
+        return [sampling.guidance_scale if is_guided else 1 for is_guided in guided]
 
     def _guided_velocity(
         self, sample: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None, guidance_scale: float

@@ -16,21 +16,13 @@ ControlImages: TypeAlias = "ImageBatch | datasets.Dataset | Mapping[str, Any] | 
 
 
 def as_control_images(images: ControlImages, channel_names: Sequence[str]) -> torch.Tensor:
-    """Convert control images of any accepted kind to what the networks take.
+    """Convert control images of any accepted kind to `(N, C, H, W)`, float32 in [-1, 1].
 
-    Args:
-        images: Whatever [`as_model_images`] takes (tensors, arrays, PIL images, lists of them), or cells of a data
-            set: a `datasets.Dataset` with a column `image`, a slice of it such as `cells[:4]`, a row, or a list of
-            rows. The column may be an `Array3D` (C, H, W) or an `Image` (RGB: red is the last channel). Where the
-            features of a `Dataset` name its channels (`features["image"].id`, "dna,tubulin,actin"), they are brought
-            into the network's order; everything else is taken to be in that order already.
-        channel_names: The channels of the network, in order.
-
-    Returns:
-        `torch.Tensor` of shape `(N, C, H, W)`, float32 in [-1, 1].
-
-    Raises:
-        ValueError: If the data set has other channels than the network, or for what [`as_model_images`] refuses.
+    They are whatever [`as_model_images`] takes (tensors, arrays, PIL images, lists of them), or cells of a data set: a
+    `datasets.Dataset` with a column `image`, a slice of it such as `cells[:4]`, a row, or a list of rows. The column
+    may be an `Array3D` (C, H, W) or an `Image` (RGB: red is the last channel). Where the features of a `Dataset` name
+    its channels (`features["image"].id`, "dna,tubulin,actin"), they are brought into the network's order; everything
+    else is taken to be in that order already.
     """
     if isinstance(images, datasets.Dataset):
         return _from_dataset(images, tuple(channel_names))
@@ -50,7 +42,7 @@ def _from_dataset(cells: datasets.Dataset, channel_names: tuple[str, ...]) -> to
     found = tuple(feature.id.split(",")) if getattr(feature, "id", None) else channel_names
     order = channel_order(found, channel_names)
     if isinstance(feature, datasets.Array3D):
-        # The numpy format gives int64 unless told.
+        # The numpy format gives int64 unless a type is named.
         images = np.asarray(cells.with_format("numpy", columns=["image"])[:]["image"], dtype=feature.dtype)
     else:
         images = list(cells.with_format(None)["image"])
@@ -79,9 +71,10 @@ def check_condition(
     compounds: Mapping[str, Any],
     concentration: float | Sequence[float] | None,
     width: int | None,
+    *,
     is_conditioned_on_dose: bool,
 ) -> None:
-    """See that a network with conditions of `width` numbers takes these kinds of compounds and concentrations."""
+    """Check that a network with conditions of `width` numbers takes these compounds and concentrations."""
     if width is None:
         if compounds or concentration is not None:
             given = ", ".join([*compounds, *(["concentration"] if concentration is not None else [])])
@@ -113,7 +106,7 @@ def number_of(value: Any) -> int | None:
 
 
 def check_size(images: torch.Tensor, factor: int) -> None:
-    """See that height and width are multiples of what the network halves them by."""
+    """Check that height and width are multiples of what the network halves them by."""
     size = tuple(images.shape[2:])
     if any(side % factor for side in size):
         nearest = tuple(max(factor, round(side / factor) * factor) for side in size)
@@ -123,7 +116,7 @@ def check_size(images: torch.Tensor, factor: int) -> None:
 
 
 def check_precision(device: torch.device, dtype: torch.dtype) -> None:
-    """See that the processor computes in this type."""
+    """Check that the processor computes in this type."""
     if device.type == "cpu" and dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
         raise ValueError(
             "this CPU does not compute in float16 (it would be many times slower than float32): "

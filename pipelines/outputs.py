@@ -34,8 +34,10 @@ class Sampling:
 
 @dataclass
 class CellFluxPipelineOutput(BaseOutput):
-    """Output of the pipelines. With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to
-    compound or concentration `i` of a single control.
+    """Output of the pipelines.
+
+    With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to compound or concentration `i`
+    of a single control.
 
     Args:
         images: PIL in RGB (red is the last channel, blue the first); or `(N, C, H, W)`: numpy in [0, 1] for
