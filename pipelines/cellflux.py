@@ -25,6 +25,7 @@ from cellfluxrl.pipelines.inputs import (
     check_precision,
     check_size,
     number_of,
+    one_for_each,
 )
 from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
@@ -46,6 +47,12 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         >>> pipe = CellFluxPipeline.from_pretrained("runs/demo/pipeline")                          # doctest: +SKIP
         >>> images = pipe(controls, compound="taxol", num_inference_steps=4).images                # doctest: +SKIP
     """
+
+    unet: CellFluxUNet2DModel
+    scheduler: CellFluxFlowMatchScheduler
+    encoder: CompoundEncoder
+    config: Any
+    progress_bar: Callable[..., tqdm]  # diffusers decorates it with what hides its type
 
     card_of = staticmethod(pipeline_card)
     model_cpu_offload_seq = "unet"
@@ -197,13 +204,13 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             return None
         if compound_embeds is not None:
             return compound_embeds.expand(count, -1)
-        kind, given = ("compounds", compound) if compound is not None else ("smiles", smiles)
-        names = [given] if isinstance(given, str) else list(given)
+        kind, given = ("smiles", smiles) if compound is None else ("compounds", compound)
+        if given is None:
+            raise ValueError("give either a compound name or a SMILES or compound_embeds")
         if not self.is_conditioned_on_dose:
-            return self.encoder.encode(**{kind: names}).expand(count, -1)
-        doses = [concentration] * count if number_of(concentration) is None else list(concentration)
-        names = names * count if isinstance(given, str) else names
-        return self.encoder.encode(**{kind: names}, concentrations=doses)
+            return self.encoder.encode(**{kind: one_for_each(given, 1)}).expand(count, -1)
+        doses = one_for_each(concentration, count)
+        return self.encoder.encode(**{kind: one_for_each(given, count)}, concentrations=doses)
 
     @torch.no_grad()
     def __call__(
@@ -320,7 +327,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         """Images and trajectories from the states at the start of the grid, `batch_size` at a time."""
         num_images, batch_size = len(source), sampling.batch_size
         if sampling.batch_invariant:
-            source, condition = _filled_up(source, batch_size), _filled_up(condition, batch_size)
+            source = _filled_up(source, batch_size)
+            condition = None if condition is None else _filled_up(condition, batch_size)
         samples = source.split(batch_size)
         conditions = [None] * len(samples) if condition is None else condition.split(batch_size)
         self._lay_grid(sampling, source.device)
@@ -417,7 +425,9 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             raise ValueError(f"interpolate needs two compounds or two concentrations, got {count}")
         if num_frames < 2:
             raise ValueError(f"num_frames must be at least 2, got {num_frames}")
-        start, end = self.encode_condition(count, **treatment)
+        conditions = self.encode_condition(count, **treatment)
+        assert conditions is not None  # an unconditional network takes no compounds
+        start, end = conditions
         share = torch.linspace(0, 1, num_frames, device=start.device, dtype=start.dtype)[:, None]
         seed = int(torch.randint(2**62, (), generator=generator, device=getattr(generator, "device", None)))
         generators = [torch.Generator().manual_seed(seed) for _ in range(num_frames)]
@@ -450,7 +460,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
     def _guided_velocity(
         self, sample: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None, guidance_scale: float
     ) -> torch.Tensor:
-        if guidance_scale == 1:
+        if condition is None or guidance_scale == 1:
             return self.unet(sample, t, condition, return_dict=False)[0]
         count = len(sample)
         mask = torch.arange(2 * count, device=sample.device) < count
@@ -461,8 +471,6 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def _filled_up(rows: torch.Tensor | None, batch_size: int) -> torch.Tensor | None:
+def _filled_up(rows: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Repeat the last row until the number of rows is a multiple of `batch_size`."""
-    if rows is None:
-        return None
     return torch.cat([rows, rows[-1:].repeat_interleave(-len(rows) % batch_size, dim=0)])

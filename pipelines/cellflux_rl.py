@@ -15,7 +15,7 @@ from cellfluxrl.flow.integration import solve
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
-from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.inputs import ControlImages, as_control_images, one_for_each
 from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.pipelines.search import search_noise, steer
 from cellfluxrl.pipelines.selection import (
@@ -188,6 +188,8 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if best_of_n == 1:
             several = {"num_images_per_control": num_images_per_control, "generator": generator}
             output = super().__call__(control_images, **treatment, **settings, **several, output_type="pt")
+            assert isinstance(output, CellFluxPipelineOutput)
+            assert isinstance(output.images, torch.Tensor)
             if moas is not None:
                 scores = score_candidates(self.rewards, output.images, moas, context)
                 scores = scores.map(lambda values: values.flatten(0, 1))
@@ -197,6 +199,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
             self.check_inputs(control, num_rows, num_images_per_control * best_of_n, sampling, generator)
             device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
             condition = self.encode_condition(num_rows, **treatment)
+            assert moas is not None  # several candidates without were refused
             rows = torch.arange(num_rows).repeat_interleave(num_images_per_control)
             request = _Request(
                 control=controls[rows].to(device, dtype),
@@ -210,6 +213,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
 
         # 3. Convert
         self.maybe_free_model_hooks()
+        assert isinstance(output.images, torch.Tensor)
         output.images = convert_images(output.images, output_type)
         return output if return_dict else output.to_tuple()
 
@@ -285,15 +289,12 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if moa is None:
             if compound is None:
                 return None
-            moa = [self.encoder.moa(c) for c in ([compound] if isinstance(compound, str) else compound)]
-            if None in moa:
-                return None
-            moa = moa[0] if isinstance(compound, str) else moa
-        if isinstance(moa, str):
-            return [moa] * count
-        if len(moa) != count:
-            raise ValueError(f"moa must be one, or one for each of {count} images; got {len(moa)}")
-        return list(moa)
+            moas: list[Any] = [self.encoder.moa(name) for name in one_for_each(compound, count)]
+            return None if None in moas else moas
+        moas = one_for_each(moa, count)
+        if len(moas) != count:
+            raise ValueError(f"moa must be one, or one for each of {count} images; got {len(moas)}")
+        return moas
 
     def _choose_by_group(
         self,
@@ -335,11 +336,11 @@ class CellFluxRLPipeline(CellFluxPipeline):
             within_range=chosen_scores.outside == 0,
             num_function_evaluations=None if self.interrupt else request.count * self._count_evaluations(sampling),
         )
-        outside = int((~output.within_range).sum())
+        outside = int((chosen_scores.outside != 0).sum())
         if selection == "reject" and outside:
             logger.warning(
                 "for %d of %d images none of %d candidates is within the range of real cells: the nearest is returned",
-                *(outside, len(output.within_range), request.count),
+                *(outside, len(request.moas), request.count),
             )
         return output
 
@@ -389,6 +390,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         def advance(sample: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             evaluations = islice(timesteps, (len(part) - 1) * self.scheduler.order)
             state = solve(velocity, self.scheduler, sample, evaluations)
+            assert state.target is not None  # a scheduler that can resample says where the velocity points
             return state.sample, state.target
 
         def scores_of(images: torch.Tensor) -> CandidateScores:
@@ -413,10 +415,7 @@ def _context(
     control: torch.Tensor, compound: str | Sequence[str] | None, concentration: float | Sequence[float] | None
 ) -> Context:
     """What rewards may know of images: one compound or concentration stands for all."""
-
-    def column(value: Any) -> list[Any]:
-        return [value] * len(control) if value is None or isinstance(value, (str, int, float)) else list(value)
-
-    columns = {"compound": column(compound), "concentration": column(concentration)}
+    count = len(control)
+    columns = {"compound": one_for_each(compound, count), "concentration": one_for_each(concentration, count)}
     known = {name: values for name, values in columns.items() if None not in values}
     return Context.of(len(control), control=control, **known)

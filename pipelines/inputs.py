@@ -105,6 +105,11 @@ def number_of(value: Any) -> int | None:
     return None if isinstance(value, str) or not hasattr(value, "__len__") else len(value)
 
 
+def one_for_each(value: Any, count: int) -> list[Any]:
+    """The values of a sequence, or a single value `count` times."""
+    return [value] * count if number_of(value) is None else list(value)
+
+
 def check_size(images: torch.Tensor, factor: int) -> None:
     """Check that height and width are multiples of what the network halves them by."""
     size = tuple(images.shape[2:])
