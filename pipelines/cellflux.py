@@ -408,10 +408,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             compound, concentration, smiles: As in [`__call__`]; two of one of them, such as `("taxol", "nocodazole")`.
             num_frames: Images, both ends included.
             generator: Makes the noise reproducible.
-            **kwargs: Everything else as in [`__call__`].
-
-        Returns:
-            What [`__call__`] returns, for `num_frames` images.
+            **kwargs: Everything else as in [`__call__`], which also says what is returned.
 
         Raises:
             ValueError: If there is more than one control, or not two conditions, or for what [`__call__`] refuses.

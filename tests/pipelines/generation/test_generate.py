@@ -72,9 +72,9 @@ def run(places, loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     load = generate_command._load_pipeline
 
-    def load_once(name, cpu):
+    def load_once(name, *, cpu):
         if name not in loaded:
-            loaded[name] = load(name, cpu)
+            loaded[name] = load(name, cpu=cpu)
         return loaded[name]
 
     monkeypatch.setattr(generate_command, "_load_pipeline", load_once)
@@ -494,7 +494,9 @@ def test_a_full_disk_is_one_clear_line_and_what_is_finished_stays(run, monkeypat
     shutil.rmtree("out")
     Stop(monkeypatch, 1, OSError(28, "No space left on device", "out/images"))
     error = run(TWO, status=2)
-    assert "No space left on device: 'out/images'; 3 of 8 images are finished and kept: the same command goes" in error
+    assert (
+        "No space left on device: 'out/images'; 3 of 8 images are finished and kept: the same command resumes" in error
+    )
     run(TWO)
     assert contents() == expected
 
@@ -584,4 +586,4 @@ def test_help_says_what_the_command_does(capsys):
         cli.main(["generate", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "goes on", "--compounds_file"))
+    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "resumes", "--compounds_file"))
