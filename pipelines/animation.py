@@ -52,7 +52,8 @@ def save_animation(
         _save_mp4(pictures, path, fps)
         return
     if path.suffix == ".gif":
-        pictures = [_dithered(picture) for picture in pictures]
+        # Pillow alone would not dither, which leaves contours in smooth cells.
+        pictures = [p.quantize(palette=p.quantize(256), dither=Image.Dither.FLOYDSTEINBERG) for p in pictures]
     options = {"lossless": True} if path.suffix == ".webp" else {}
     pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
 
@@ -73,11 +74,6 @@ def _pictures(frames: torch.Tensor | Sequence[Image.Image]) -> list[Image.Image]
     if frames.ndim == 5:
         frames = frames.movedim(1, -2).flatten(-2)  # the images side by side: (T, 3, H, N W)
     return to_pil(frames)
-
-
-def _dithered(picture: Image.Image) -> Image.Image:
-    """Reduce to the 256 best colours; Pillow alone would not dither, which leaves contours in smooth cells."""
-    return picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _save_mp4(pictures: list[Image.Image], path: Path, fps: float) -> None:

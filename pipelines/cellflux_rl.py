@@ -178,7 +178,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         settings["return_trajectory"] = return_trajectory
         search_kwargs = search_kwargs or {}
         self._check_choice(best_of_n, selection, selection_reward, search)
-        self._check_search(best_of_n, search, search_kwargs, settings)
+        _check_search(best_of_n, search, search_kwargs, settings)
         num_rows = self.count_rows(control, **treatment)
         controls = control.expand(num_rows, -1, -1, -1)
         context = _context(controls, compound, concentration)
@@ -233,24 +233,6 @@ class CellFluxRLPipeline(CellFluxPipeline):
         names = [*self.rewards.weights, "combined"]
         if selection_reward not in names:
             raise unknown_name("selection_reward", selection_reward, names)
-
-    def _check_search(
-        self, best_of_n: int, search: str | None, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> None:
-        if search is None:
-            if search_kwargs:
-                raise ValueError(f"search_kwargs={dict(search_kwargs)} needs a search, one of {list(SEARCHES)}")
-            return
-        if search not in SEARCHES:
-            raise unknown_name("search", search, SEARCHES)
-        for name in search_kwargs:
-            if name not in SEARCHES[search]:
-                raise unknown_name(f"argument of search {search!r}:", name, SEARCHES[search])
-        if best_of_n == 1:
-            raise ValueError(f"search={search!r} needs several candidates: pass best_of_n")
-        given = {name for name, value in settings.items() if value is not None and value is not False}
-        if refused := sorted(given.difference(SEARCH_SETTINGS)):
-            raise ValueError(f"search={search!r} does not take {', '.join(refused)}")
 
     def _scored_moas(
         self,
@@ -409,6 +391,25 @@ class CellFluxRLPipeline(CellFluxPipeline):
         )
         images = images.float().clamp(-1, 1)
         return images, scores_of(images)
+
+
+def _check_search(
+    best_of_n: int, search: str | None, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    if search is None:
+        if search_kwargs:
+            raise ValueError(f"search_kwargs={dict(search_kwargs)} needs a search, one of {list(SEARCHES)}")
+        return
+    if search not in SEARCHES:
+        raise unknown_name("search", search, SEARCHES)
+    for name in search_kwargs:
+        if name not in SEARCHES[search]:
+            raise unknown_name(f"argument of search {search!r}:", name, SEARCHES[search])
+    if best_of_n == 1:
+        raise ValueError(f"search={search!r} needs several candidates: pass best_of_n")
+    given = {name for name, value in settings.items() if value is not None and value is not False}
+    if refused := sorted(given.difference(SEARCH_SETTINGS)):
+        raise ValueError(f"search={search!r} does not take {', '.join(refused)}")
 
 
 def _context(

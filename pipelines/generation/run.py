@@ -65,12 +65,10 @@ class GenerationSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if self.format not in FORMATS:
-            raise unknown_name("format", self.format, FORMATS)
-        if self.selection not in SELECTIONS:
-            raise unknown_name("selection", self.selection, SELECTIONS)
-        if self.search is not None and self.search not in SEARCHES:
-            raise unknown_name("search", self.search, SEARCHES)
+        for name, allowed in (("format", FORMATS), ("selection", SELECTIONS), ("search", SEARCHES)):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise unknown_name(name, value, allowed)
         if self.best_of_n == 1 and (self.search or self.selection != "best"):
             what = f"search {self.search!r}" if self.search else f"selection {self.selection!r}"
             raise ValueError(f"{what} needs several candidates: pass best_of_n")

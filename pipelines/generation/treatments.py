@@ -97,15 +97,21 @@ def resolve_treatments(
         raise ValueError("this pipeline's network is unconditional: it generates no treated cells of a compound")
     resolved, conditions = [], []
     for treatment in treatments:
-        entry = pipe.encoder.config.compounds.get(treatment.compound)
+        name, dose = treatment.compound, treatment.concentration
+        entry = pipe.encoder.config.compounds.get(name)
         if entry is None and treatment.smiles is None:
-            error = unknown_name("compound", treatment.compound, pipe.encoder.names)
+            error = unknown_name("compound", name, pipe.encoder.names)
             raise ValueError(f"{error}. Any other compound needs its SMILES, in --compounds_file")
-        _check_concentration(treatment, pipe)
+        if pipe.is_conditioned_on_dose and dose is None:
+            raise ValueError(
+                f"this network is conditioned on the concentration: give that of {name!r} in uM, {name}:0.1"
+            )
+        if not pipe.is_conditioned_on_dose and dose is not None:
+            raise ValueError(f"{name}:{dose:g}: this network is not conditioned on the concentration; leave it out")
         smiles = treatment.smiles or entry["smiles"]
         is_known = entry is not None and smiles == entry["smiles"]
-        by = {"compound": treatment.compound} if is_known else {"smiles": smiles}
-        conditions.append(pipe.encode_condition(1, **by, concentration=treatment.concentration))
+        by = {"compound": name} if is_known else {"smiles": smiles}
+        conditions.append(pipe.encode_condition(1, **by, concentration=dose))
         moa = treatment.moa or (entry.get("moa") if is_known else None) or None
         if pipe.rewards is not None and treatment.moa:
             pipe.rewards.check_moas([treatment.moa])
@@ -117,13 +123,3 @@ def resolve_treatments(
         if identities.count(identity) > 1:
             raise ValueError(f"{treatment.label!r} is there more than once: several images are --num_per_control")
     return resolved, torch.cat(conditions)
-
-
-def _check_concentration(treatment: Treatment, pipe: CellFluxRLPipeline) -> None:
-    name = treatment.compound
-    if pipe.is_conditioned_on_dose and treatment.concentration is None:
-        raise ValueError(f"this network is conditioned on the concentration: give that of {name!r} in uM, {name}:0.1")
-    if not pipe.is_conditioned_on_dose and treatment.concentration is not None:
-        raise ValueError(
-            f"{name}:{treatment.concentration:g}: this network is not conditioned on the concentration; leave it out"
-        )
