@@ -280,12 +280,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         """
         # 1. Check the inputs
         control = as_control_images(control_images, self.channel_names)
-        treatment = {
-            "compound": compound,
-            "smiles": smiles,
-            "compound_embeds": compound_embeds,
-            "concentration": concentration,
-        }
+        treatment: dict[str, Any] = {"compound": compound, "smiles": smiles, "concentration": concentration}
+        treatment["compound_embeds"] = compound_embeds
         num_rows = self.count_rows(control, **treatment)
         sampling = Sampling(
             num_inference_steps,

@@ -163,12 +163,8 @@ class CellFluxRLPipeline(CellFluxPipeline):
         """
         # 1. Check the inputs
         control = as_control_images(control_images, self.channel_names)
-        treatment = {
-            "compound": compound,
-            "smiles": smiles,
-            "compound_embeds": compound_embeds,
-            "concentration": concentration,
-        }
+        treatment: dict[str, Any] = {"compound": compound, "smiles": smiles, "concentration": concentration}
+        treatment["compound_embeds"] = compound_embeds
         for name, number in (("num_images_per_control", num_images_per_control), ("best_of_n", best_of_n)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")

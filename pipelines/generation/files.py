@@ -57,33 +57,29 @@ def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> 
 
 
 def write_dataset(
-    folder: Path, batches: Iterable[tuple[pd.DataFrame, np.ndarray]], channel_names: Sequence[str]
+    folder: Path,
+    batches: Iterable[tuple[pd.DataFrame, np.ndarray]],
+    channel_names: Sequence[str],
+    shape: tuple[int, int, int],
 ) -> list[str]:
     """Write cells that `datasets.load_dataset(folder)` and `cellfluxrl rewards score folder` read, as split `test`.
 
-    The batches are rows of the table of generated images, and their images: uint8, `(N, C, H, W)`. Returned is, for
-    each row, the file it went to, relative to `folder`.
+    Each batch is rows of the table of generated images, and their images: uint8, `(N, *shape)`. Returned is, for each
+    row, the file it went to, relative to `folder`.
     """
-    writer = None
+    features = cell_features(channel_names, shape[-1], published=True)
+    if isinstance(features["image"], datasets.Array3D):  # which need not be square
+        features["image"] = datasets.Array3D(shape, "uint8", id=features["image"].id)
+    writer = ShardWriter(folder / "data" / "test", "generated", features)
     try:
         for table, images in batches:
-            if writer is None:
-                writer = ShardWriter(folder / "data" / "test", "generated", _features(channel_names, images.shape[1:]))
             writer.write(*encode_cells(Cells(images, _cell_rows(table))))
     except BaseException:
-        if writer is not None:
-            writer.abandon()
+        writer.abandon()
         raise
     files = [f"data/test/{name}" for name, rows in writer.close().items() for _ in range(rows)]
     write_whole(folder / "README.md", lambda partial: partial.write_text(CARD, encoding="utf-8"))
     return files
-
-
-def _features(channel_names: Sequence[str], shape: tuple[int, int, int]) -> datasets.Features:
-    features = cell_features(channel_names, shape[-1], published=True)
-    if isinstance(features["image"], datasets.Array3D):  # which need not be square
-        features["image"] = datasets.Array3D(shape, "uint8", id=features["image"].id)
-    return features
 
 
 def _cell_rows(table: pd.DataFrame) -> pd.DataFrame:

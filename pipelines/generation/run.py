@@ -74,12 +74,6 @@ class GenerationSettings:
             raise ValueError(f"{what} needs several candidates: pass best_of_n")
 
 
-def image_seed(seed: int, control_sha256: str, treatment: Treatment, sample: int) -> int:
-    """The seed of one image, below 2^63, from the run's seed, the control's pixels, the treatment and the sample."""
-    counters = (int(control_sha256, 16), treatment.key, sample)
-    return seeded_generator(seed, "generate", *counters).initial_seed()
-
-
 def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
     """The generators of an image's candidates.
 
@@ -218,8 +212,7 @@ def _generate_rest(run: _Run, session: dict[str, Any]) -> None:
             finished = generation_folder.read_batch(run.folder, number) if is_leading else None
             if finished is None:
                 is_leading = False
-                table, images = _generate_batch(run, jobs, match)
-                _write_images(run, table, images)
+                table = _generate_batch(run, jobs, match)
                 generation_folder.record_batch(run.folder, number, table)
                 session["images"] += len(jobs)
             else:
@@ -229,22 +222,14 @@ def _generate_rest(run: _Run, session: dict[str, Any]) -> None:
             progress.update(len(jobs))
 
 
-def _write_images(run: _Run, table: pd.DataFrame, images: np.ndarray) -> None:
-    """Write the images of a batch to its files; those of a data set wait in the table of the batch."""
-    if run.settings.format == "parquet":
-        table["pixels"] = [image.tobytes() for image in images]
-        return
-    for name, image in zip(table["file"], images, strict=True):
-        write_image(run.folder / name, image, run.pipe.channel_names)
-
-
-def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """Generate rows of the table, and their images as uint8."""
+def _generate_batch(run: _Run, jobs: Sequence[Job], match: _RecordingMatch | None) -> pd.DataFrame:
+    """Generate images and their rows of the table, and write the images; those of a data set wait in the rows."""
     settings, suite = run.settings, run.pipe.rewards
     treatments = [run.treatments[k] for _, k, _ in jobs]
     rows = run.controls.rows.iloc[[control for control, _, _ in jobs]].reset_index(drop=True)
+    # An image follows from the seed of the run, the pixels of its control, its treatment and its sample alone.
     seeds = [
-        image_seed(settings.seed, digest, treatment, sample)
+        seeded_generator(settings.seed, "generate", int(digest, 16), treatment.key, sample).initial_seed()
         for digest, treatment, (_, _, sample) in zip(rows["control_sha256"], treatments, jobs, strict=True)
     ]
     read = {control: run.controls.read(control) for control in {control for control, _, _ in jobs}}
@@ -263,8 +248,13 @@ def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None
         output_type="pt",
         **({} if settings.search else {"batch_invariant": True}),
     )
-    if settings.format in SUFFIXES:
+    images = to_uint8(output.images)
+    if settings.format == "parquet":
+        rows["pixels"] = [image.tobytes() for image in images]
+    else:
         rows.insert(0, "file", [run.file_name(*job) for job in jobs])
+        for name, image in zip(rows["file"], images, strict=True):
+            write_image(run.folder / name, image, run.pipe.channel_names)
     table = rows.assign(
         compound=[treatment.compound for treatment in treatments],
         concentration=np.array([treatment.concentration for treatment in treatments], dtype=float),
@@ -284,7 +274,7 @@ def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None
         table["statistics"] = None
         for moa, vectors in match.take().items():
             table.loc[table["moa"] == moa, "statistics"] = pd.Series(list(vectors), table.index[table["moa"] == moa])
-    return table, to_uint8(output.images)
+    return table
 
 
 def _finish(run: _Run) -> pd.DataFrame:
@@ -305,7 +295,7 @@ def _finish(run: _Run) -> pd.DataFrame:
             (batch, np.frombuffer(b"".join(batch["pixels"]), np.uint8).reshape(len(batch), *shape))
             for batch in finished()
         )
-        table.insert(0, "file", write_dataset(run.folder, batches, run.pipe.channel_names))
+        table.insert(0, "file", write_dataset(run.folder, batches, run.pipe.channel_names, shape))
     if "within_range" in table:
         table["within_range"] = table["within_range"].astype("boolean")
     write_whole(run.folder / generation_folder.TABLE, lambda partial: table.to_parquet(partial, index=False))

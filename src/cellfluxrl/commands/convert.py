@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from typing import Any
 
 from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.terminal import print_json
@@ -21,9 +22,11 @@ def convert(argv: Sequence[str]) -> None:
     args = parser().parse_args(argv)
     from cellfluxrl.pipelines.convert import convert_checkpoint
 
-    channel_names = None if args.channel_names is None else tuple(args.channel_names)
-    given = {"channel_names": channel_names, "num_heads": args.num_heads}
-    config = {name: value for name, value in given.items() if value is not None}
+    config: dict[str, Any] = {}
+    if args.channel_names is not None:
+        config["channel_names"] = tuple(args.channel_names)
+    if args.num_heads is not None:
+        config["num_heads"] = args.num_heads
     summary = convert_checkpoint(args.checkpoint, args.output_dir, use_ema=not args.use_raw_weights, config=config)
     if args.json:
         print_json({**summary, "saved": [args.output_dir]})
@@ -32,14 +35,16 @@ def convert(argv: Sequence[str]) -> None:
 
 
 def parser() -> CommandParser:
-    """The options of `cellfluxrl convert`."""
     parser = CommandParser("cellfluxrl convert", inspect.getdoc(convert))
-    add = parser.add_argument
-    add("checkpoint", help="file of the original CellFlux code (.pth, or .safetensors)")
-    add("output_dir", help="new folder for the pipeline")
-    add("--use_raw_weights", action="store_true", help="not their moving average; default: the average, if it has one")
-    add("--channel_names", nargs="+", help="what its channels show, in order; default: as CellFlux stores them")
-    add("--num_heads", type=int, help="attention heads, which the weights do not show; default: 1")
+    parser.add_argument("checkpoint", help="file of the original CellFlux code (.pth, or .safetensors)")
+    parser.add_argument("output_dir", help="new folder for the pipeline")
+    parser.add_argument(
+        "--use_raw_weights", action="store_true", help="not their moving average; default: the average, if it has one"
+    )
+    parser.add_argument(
+        "--channel_names", nargs="+", help="what its channels show, in order; default: as CellFlux stores them"
+    )
+    parser.add_argument("--num_heads", type=int, help="attention heads, which the weights do not tell; default: 1")
     add_json_option(parser)
     return parser
 

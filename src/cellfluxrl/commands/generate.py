@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import logging
 from collections.abc import Sequence
@@ -25,32 +26,31 @@ NAMED_SKIPPED = 10
 
 
 def generate(argv: Sequence[str]) -> None:
-    r"""Generate treated cells: every control under every compound.
+    """Generate treated cells: every control under every compound.
 
     CONTROLS is a folder of images or one file (PNG in RGB: red is the last channel; TIFF, .npy and .npz: channels,
     rows, columns), or a data set (a folder of `cellfluxrl data build`, one of save_to_disk, or org/name on the Hub),
     of which the controls are taken.
 
     Images go to --output_dir, beside generated.parquet (control, compound, seed and rewards of each) and
-    provenance.json (pipeline, settings and versions). The same command resumes where it was interrupted.
+    provenance.json (pipeline, settings and versions). The same command goes on where it was interrupted.
 
     Examples:
       cellfluxrl generate my_controls --pipeline runs/rl --compounds taxol nocodazole --output_dir generated
-      cellfluxrl generate my_cells --pipeline runs/rl --compounds_file compounds.csv --max_controls 100 \
+      cellfluxrl generate my_cells --pipeline runs/rl --compounds_file compounds.csv --max_controls 100 \\
           --best_of_n 4 --selection match --format parquet --output_dir generated_cells
       cellfluxrl generate cell.png --pipeline org/name --compounds taxol --output_dir generated --json
     """
-    args = parser().parse_args(argv)
-    if args.max_controls is not None and args.max_controls < 1:
-        raise ValueError(f"--max_controls must be at least 1, got {args.max_controls}")
+    args = _parse(argv)
     from cellfluxrl.pipelines.generation.controls import open_controls
     from cellfluxrl.pipelines.generation.run import GenerationSettings, generate_images
     from cellfluxrl.pipelines.generation.treatments import parse_treatments, read_treatments, resolve_treatments
 
-    settings = GenerationSettings(**{field.name: getattr(args, field.name) for field in fields(GenerationSettings)})
-    named = read_treatments(args.compounds_file) if args.compounds_file else parse_treatments(args.compounds)
-    pipe, revision = _load_pipeline(args.pipeline, cpu=args.cpu)
-    treatments, conditions = resolve_treatments(named, pipe)
+    same = [field.name for field in fields(GenerationSettings) if hasattr(args, field.name)]
+    settings = GenerationSettings(num_inference_steps=args.steps, **{name: getattr(args, name) for name in same})
+    given = read_treatments(args.compounds_file) if args.compounds_file else parse_treatments(args.compounds)
+    pipe, revision = _load_pipeline(args.pipeline, args.cpu)
+    treatments, conditions = resolve_treatments(given, pipe)
     fitted = pipe.rewards.config.image_size if any(treatment.is_scored for treatment in treatments) else None
     controls = open_controls(
         args.controls,
@@ -61,13 +61,18 @@ def generate(argv: Sequence[str]) -> None:
         image_size=tuple(fitted) if fitted else None,
     )
     _warn_of_skipped(controls.skipped)
-    origin = {name: getattr(args, name) for name in ("pipeline", "controls", "split", "max_controls")}
-    origin["revision"] = revision
+    origin = {
+        "pipeline": args.pipeline,
+        "revision": revision,
+        "controls": args.controls,
+        "split": args.split,
+        "max_controls": args.max_controls,
+    }
     table = generate_images(
         pipe, controls, treatments, conditions, settings, args.output_dir, origin, overwrite=args.overwrite
     )
-    names = ("images", "data", "generated.parquet", "provenance.json")
-    saved = [path for path in (Path(args.output_dir, name) for name in names) if path.exists()]
+    places = ("images", "data", "generated.parquet", "provenance.json")
+    saved = [path for path in (Path(args.output_dir, name) for name in places) if path.exists()]
     if args.json:
         print_json({**_result(table), "skipped": list(controls.skipped), "saved": saved})
     else:
@@ -76,7 +81,6 @@ def generate(argv: Sequence[str]) -> None:
 
 
 def parser() -> CommandParser:
-    """The options of `cellfluxrl generate`."""
     parser = CommandParser("cellfluxrl generate", inspect.getdoc(generate))
     add = parser.add_argument
     add("controls", help="folder or file of images, or a data set")
@@ -89,9 +93,7 @@ def parser() -> CommandParser:
     add("--best_of_n", type=int, default=1, help="samples of which each image is one; default: 1")
     add("--selection", default="best", help="which one: best (default), match or reject")
     add("--search", help="steer or noise: draw the samples by a search; default: independently")
-    add(
-        "--steps", dest="num_inference_steps", metavar="STEPS", type=int, default=10, help="of the solver; default: 10"
-    )
+    add("--steps", type=int, default=10, help="steps of the solver; default: 10")
     add("--guidance_scale", type=float, default=1.2, help="1 is no guidance; default: 1.2")
     add("--seed", type=int, default=0, help="decides the noise; default: 0")
     add("--format", default="tiff", help="tiff (default), png, npy, or parquet: a data set")
@@ -106,8 +108,15 @@ def parser() -> CommandParser:
     return parser
 
 
-def _load_pipeline(name: str, *, cpu: bool) -> tuple[CellFluxRLPipeline, str | None]:
-    """Load the pipeline; of one on the Hub, also say the commit."""
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    args = parser().parse_args(argv)
+    if args.max_controls is not None and args.max_controls < 1:
+        raise ValueError(f"--max_controls must be at least 1, got {args.max_controls}")
+    return args
+
+
+def _load_pipeline(name: str, cpu: bool) -> tuple[CellFluxRLPipeline, str | None]:
+    """The pipeline and, of one on the Hub, the commit."""
     from diffusers.utils import logging as diffusers_logging
 
     from cellfluxrl.devices import choose_device
@@ -132,7 +141,7 @@ def _warn_of_skipped(skipped: Sequence[str]) -> None:
 
 
 def _result(table: pd.DataFrame) -> dict[str, Any]:
-    """Count the images by compound, with the mean of each reward."""
+    """What was generated, in numbers: by compound, the images and the mean of each reward."""
     rewards = [name for name in table.columns if name.startswith("reward_") or name == "combined"]
     compounds = {
         compound: {
@@ -146,7 +155,7 @@ def _result(table: pd.DataFrame) -> dict[str, Any]:
 
 
 def _summary(table: pd.DataFrame, suite: RewardSuite | None) -> str:
-    """Report what was generated of each compound and, where it was scored, how that compares with real cells."""
+    """What was generated of each compound and, where it was scored, how that compares with real cells."""
     lines = [f"{len(table):,} images of {table['control'].nunique():,} controls"]
     if suite is None or "combined" not in table:
         return lines[0]

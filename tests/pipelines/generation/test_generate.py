@@ -72,9 +72,9 @@ def run(places, loaded, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     load = generate_command._load_pipeline
 
-    def load_once(name, *, cpu):
+    def load_once(name, cpu):
         if name not in loaded:
-            loaded[name] = load(name, cpu=cpu)
+            loaded[name] = load(name, cpu)
         return loaded[name]
 
     monkeypatch.setattr(generate_command, "_load_pipeline", load_once)
@@ -243,7 +243,8 @@ def test_a_data_set_of_any_channels_and_size_keeps_every_pixel(tmp_path, channel
     table = pd.DataFrame({"control": [f"{i}.tiff" for i in range(5)], **treated})
     names = [f"channel_{k}" for k in range(channels)]
     parts = [(table[:3], images[:3]), (table[3:], images[3:])]
-    assert write_dataset(tmp_path / "set", parts, names) == ["data/test/generated-00000.parquet"] * 5
+    written = write_dataset(tmp_path / "set", parts, names, images.shape[1:])
+    assert written == ["data/test/generated-00000.parquet"] * 5
     cells = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))["test"]
     np.testing.assert_array_equal(open_images(cells)[:], images)
     assert channel_names_of(cells) == tuple(names)
@@ -586,4 +587,4 @@ def test_help_says_what_the_command_does(capsys):
         cli.main(["generate", "--help"])
     assert stopped.value.code == 0
     printed = capsys.readouterr().out
-    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "resumes", "--compounds_file"))
+    assert all(word in printed for word in ("CONTROLS", "--best_of_n", "goes on", "--compounds_file"))
