@@ -55,7 +55,7 @@ def open_controls(
         channel_names: The channels of the network, in order.
         channels: Those of the files, in order, if they are others; the network's are taken by name.
         split: Which part of a data set; `"test"` by default.
-        max_controls: Take at most so many, evenly spread over all.
+        max_controls: Take at most this many, evenly spread over all.
         image_size: Height and width; by default those of the first control. Controls of another size are skipped.
     """
     path = Path(name)
