@@ -17,11 +17,7 @@ FORMATS = (".gif", ".webp", ".png", ".mp4")
 
 
 def save_animation(
-    frames: torch.Tensor | Sequence[Image.Image],
-    path: str | Path,
-    fps: float = 8,
-    scale: int = 4,
-    hold: float = 1.0,
+    frames: torch.Tensor | Sequence[Image.Image], path: str | Path, fps: float = 8, scale: int = 4, hold: float = 1.0
 ) -> None:
     """Save what a pipeline returned as an animation.
 
@@ -36,8 +32,7 @@ def save_animation(
         hold: For how many seconds more the last frame is shown before it starts again.
 
     Raises:
-        ValueError: For another ending, an `fps`, `scale` or `hold` that is not usable, no frames, or images that do
-            not have three channels.
+        ValueError: For another ending, unusable `fps`, `scale` or `hold`, no frames, or not three channels.
         ImportError: For an `.mp4` without PyAV.
 
     Example:
@@ -55,13 +50,12 @@ def save_animation(
     pictures += [pictures[-1]] * round(hold * fps)
     if path.suffix == ".mp4":
         _save_mp4(pictures, path, fps)
-    else:
-        options = {"lossless": True} if path.suffix == ".webp" else {}
-        if path.suffix == ".gif":
-            pictures = [_dithered(picture) for picture in pictures]
-        pictures[0].save(
-            path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options
-        )
+        return
+    if path.suffix == ".gif":
+        # Pillow alone would not dither, which leaves contours in smooth cells.
+        pictures = [p.quantize(palette=p.quantize(256), dither=Image.Dither.FLOYDSTEINBERG) for p in pictures]
+    options = {"lossless": True} if path.suffix == ".webp" else {}
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0, **options)
 
 
 def _pictures(frames: torch.Tensor | Sequence[Image.Image]) -> list[Image.Image]:
@@ -80,11 +74,6 @@ def _pictures(frames: torch.Tensor | Sequence[Image.Image]) -> list[Image.Image]
     if frames.ndim == 5:
         frames = frames.movedim(1, -2).flatten(-2)  # the images side by side: (T, 3, H, N W)
     return to_pil(frames)
-
-
-def _dithered(picture: Image.Image) -> Image.Image:
-    """256 colours of the picture's own; Pillow alone would not dither, which leaves contours in smooth cells."""
-    return picture.quantize(palette=picture.quantize(256), dither=Image.Dither.FLOYDSTEINBERG)
 
 
 def _save_mp4(pictures: list[Image.Image], path: Path, fps: float) -> None:

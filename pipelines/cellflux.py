@@ -3,71 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
-from diffusers.utils.outputs import BaseOutput
-from PIL import Image
 from tqdm import tqdm
 
 from cellfluxrl.data.calibration import intensity_levels, match_levels
-from cellfluxrl.data.images import from_unit, to_pil, to_unit
+from cellfluxrl.data.images import from_unit
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.integration import integration_steps
 from cellfluxrl.hub.mixin import HubPipelineMixin
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 from cellfluxrl.pipelines.card import pipeline_card
-from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.inputs import (
+    ControlImages,
+    as_control_images,
+    check_condition,
+    check_precision,
+    check_size,
+    number_of,
+    one_for_each,
+)
+from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 
-OUTPUT_TYPES = ("pil", "np", "pt")
 DIRECTIONS = ("forward", "reverse")
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How sources become images; each is an argument of [`CellFluxPipeline.__call__`], which says what it does."""
-
-    num_inference_steps: int
-    guidance_scale: float
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
-    direction: str = "forward"
-    trajectory_times: Sequence[float] | None = None
-    return_trajectory: bool = False
-    batch_size: int = 64
-    batch_invariant: bool = False
-    callback_on_step_end: Callable[[Any, int, torch.Tensor, dict[str, torch.Tensor]], dict] | None = None
-    callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",)
-
-
-@dataclass
-class CellFluxPipelineOutput(BaseOutput):
-    """Output of the pipelines. With K images per control, images `i K` to `i K + K - 1` belong to control `i`, or to
-    compound or concentration `i` of a single control.
-
-    Args:
-        images: PIL in RGB (red is the last channel, blue the first); or `(N, C, H, W)`: numpy in [0, 1] for
-            `output_type="np"`, a tensor in [-1, 1] for `"pt"`.
-        rewards: The rewards of each image, each of shape `(N,)`.
-        selected: `(N,)`; which of its `best_of_n` candidates each image is.
-        trajectory: `(T, N, C, H, W)`; from the noisy control to the image, at the times of the scheduler's grid or at
-            `trajectory_times`.
-        within_range: `(N,)`; whether each image is, in all that the rewards measure, within the range of real cells
-            ([`RewardSuite.outside_real_range`]).
-        num_function_evaluations: Evaluations of the network on one image that each returned image has cost, those of
-            its other candidates included; a guided one counts twice. `None` after an interruption.
-    """
-
-    images: list[Image.Image] | np.ndarray | torch.Tensor
-    rewards: dict[str, torch.Tensor] | None = None
-    selected: torch.Tensor | None = None
-    trajectory: torch.Tensor | None = None
-    within_range: torch.Tensor | None = None
-    num_function_evaluations: int | None = None
 
 
 class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
@@ -149,11 +112,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return match_levels(images, intensity_levels(plate.cpu().numpy()), self.training_levels())
 
     def training_levels(self) -> np.ndarray:
-        """[`intensity_levels`] of the controls of training, in [-1, 1]: `(C, 201)`.
-
-        Raises:
-            ValueError: If the pipeline does not know them.
-        """
+        """[`intensity_levels`] of the controls of training, `(C, 201)` in [-1, 1]; an error if they are unknown."""
         if not self.config.control_levels:
             raise ValueError(
                 "this pipeline does not know the intensities of the controls that it was trained on: an earlier "
@@ -166,46 +125,42 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         control: torch.Tensor,
         num_rows: int,
         num_images_per_control: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        sampling: Sampling,
         generator: torch.Generator | list[torch.Generator] | None = None,
         output_type: str = "pil",
-        batch_size: int = 64,
-        direction: str = "forward",
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("sample",),
     ) -> None:
         """Raise a `ValueError` that names the value for arguments that do not fit each other or the network."""
-        _check_size(control, self.unet.config.patch_size * 2 ** (len(self.unet.config.channel_mult) - 1))
-        _check_precision(self._execution_device, self.unet.dtype)
-        for name, number in (("num_images_per_control", num_images_per_control), ("batch_size", batch_size)):
+        config = self.unet.config
+        check_size(control, config.patch_size * 2 ** (len(config.channel_mult) - 1))
+        check_precision(self._execution_device, self.unet.dtype)
+        for name, number in (("num_images_per_control", num_images_per_control), ("batch_size", sampling.batch_size)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        if isinstance(generator, list) and len(generator) != num_rows * num_images_per_control:
-            count = num_rows * num_images_per_control
+        count = num_rows * num_images_per_control
+        if isinstance(generator, list) and len(generator) != count:
             raise ValueError(f"a list of generators needs one for each of {count} images, got {len(generator)}")
-        if guidance_scale != 1 and not self._can_guide():
+        can_guide = config.condition_dim is not None and config.trained_unconditionally
+        if sampling.guidance_scale != 1 and not can_guide:
             raise ValueError(
-                f"guidance_scale={guidance_scale} needs a network that was trained both with and without compounds, "
-                "and this one was not: pass guidance_scale=1"
+                f"guidance_scale={sampling.guidance_scale} needs a network that was trained both with and without "
+                "compounds, and this one was not: pass guidance_scale=1"
             )
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] < guidance_interval[1] <= 1:
-            raise ValueError(f"guidance_interval must be two increasing times in [0, 1], got {guidance_interval}")
+        interval = sampling.guidance_interval
+        if len(interval) != 2 or not 0 <= interval[0] < interval[1] <= 1:
+            raise ValueError(f"guidance_interval must be two increasing times in [0, 1], got {interval}")
+        tensor_names = sampling.callback_on_step_end_tensor_inputs
         for kind, name, allowed in (
             ("output_type", output_type, OUTPUT_TYPES),
-            ("direction", direction, DIRECTIONS),
-            *(("callback tensor", name, self._callback_tensor_inputs) for name in callback_on_step_end_tensor_inputs),
+            ("direction", sampling.direction, DIRECTIONS),
+            *(("callback tensor", name, self._callback_tensor_inputs) for name in tensor_names),
         ):
             if name not in allowed:
                 raise unknown_name(kind, name, allowed)
-        if direction == "reverse" and num_images_per_control > 1:
+        if sampling.direction == "reverse" and num_images_per_control > 1:
             raise ValueError(
                 f"num_images_per_control={num_images_per_control}: the reverse direction has no noise, so all images "
                 "of a cell would be the same"
             )
-
-    def _can_guide(self) -> bool:
-        config = self.unet.config
-        return config.condition_dim is not None and config.trained_unconditionally
 
     def count_rows(
         self,
@@ -215,19 +170,17 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         compound_embeds: torch.Tensor | None = None,
         concentration: float | Sequence[float] | None = None,
     ) -> int:
-        """How many pairs of a control and a condition there are: controls, compounds and concentrations are each one,
-        for all, or several; those that are several are as many.
+        """Count the pairs of a control and a condition, and refuse numbers or kinds that do not go together.
 
-        Raises:
-            ValueError: If their numbers differ, more or less than one kind of compound is given, or the network is
-                not conditioned on what is given.
+        Controls, compounds and concentrations are each one, for all, or several; those that are several are as many.
         """
         compounds = {"compound": compound, "smiles": smiles, "compound_embeds": compound_embeds}
         compounds = {kind: value for kind, value in compounds.items() if value is not None}
-        self._check_condition(compounds, concentration)
+        width = self.unet.config.condition_dim
+        check_condition(compounds, concentration, width, is_conditioned_on_dose=self.is_conditioned_on_dose)
         if compound_embeds is not None and compound_embeds.ndim == 1:
             compounds = {}
-        lengths = {kind: _length(value) for kind, value in {**compounds, "concentration": concentration}.items()}
+        lengths = {kind: number_of(value) for kind, value in {**compounds, "concentration": concentration}.items()}
         several = {kind: length for kind, length in lengths.items() if length is not None}
         count, what = len(control), "controls"
         if count == 1 and several:
@@ -237,32 +190,6 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             if length != count:
                 raise ValueError(f"{kind} must be one, or one for each of {count} {what}; got {length}")
         return count
-
-    def _check_condition(self, compounds: dict[str, Any], concentration: float | Sequence[float] | None) -> None:
-        width = self.unet.config.condition_dim
-        if width is None:
-            if compounds or concentration is not None:
-                given = ", ".join([*compounds, *(["concentration"] if concentration is not None else [])])
-                raise ValueError(f"this network is unconditional (condition_dim is None): leave {given} None")
-            return
-        if len(compounds) != 1:
-            given = " and ".join(compounds) or "none"
-            raise ValueError(f"give either a compound name or a SMILES or compound_embeds; given: {given}")
-        embeds = compounds.get("compound_embeds")
-        if embeds is not None:
-            if not isinstance(embeds, torch.Tensor) or embeds.ndim not in (1, 2) or embeds.shape[-1] != width:
-                shape = tuple(embeds.shape) if isinstance(embeds, torch.Tensor) else type(embeds).__name__
-                raise ValueError(f"compound_embeds must be a tensor of shape (N, {width}) or ({width},), got {shape}")
-            if not embeds.isfinite().all():
-                raise ValueError("compound_embeds hold values that are not finite (NaN or infinity)")
-        if embeds is not None and concentration is not None:
-            raise ValueError(f"concentration={concentration} is part of compound_embeds: leave it None")
-        if not self.is_conditioned_on_dose and concentration is not None:
-            raise ValueError(
-                f"concentration={concentration}: this network is not conditioned on the concentration; leave it None"
-            )
-        if self.is_conditioned_on_dose and concentration is None and embeds is None:
-            raise ValueError("this network is conditioned on the concentration: give concentration= in uM")
 
     def encode_condition(
         self,
@@ -277,17 +204,13 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             return None
         if compound_embeds is not None:
             return compound_embeds.expand(count, -1)
-        given = smiles if compound is None else compound
+        kind, given = ("smiles", smiles) if compound is None else ("compounds", compound)
         if given is None:
             raise ValueError("give either a compound name or a SMILES or compound_embeds")
-        names, encode = [given] if isinstance(given, str) else list(given), self.encoder.encode
         if not self.is_conditioned_on_dose:
-            return (encode(smiles=names) if compound is None else encode(compounds=names)).expand(count, -1)
-        doses = _each(concentration, count)
-        names = names * count if isinstance(given, str) else names
-        if compound is None:
-            return encode(smiles=names, concentrations=doses)
-        return encode(compounds=names, concentrations=doses)
+            return self.encoder.encode(**{kind: one_for_each(given, 1)}).expand(count, -1)
+        doses = one_for_each(concentration, count)
+        return self.encoder.encode(**{kind: one_for_each(given, count)}, concentrations=doses)
 
     @torch.no_grad()
     def __call__(
@@ -357,25 +280,22 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         """
         # 1. Check the inputs
         control = as_control_images(control_images, self.channel_names)
-        treatment = {
-            "compound": compound,
-            "smiles": smiles,
-            "compound_embeds": compound_embeds,
-            "concentration": concentration,
-        }
+        treatment: dict[str, Any] = {"compound": compound, "smiles": smiles, "concentration": concentration}
+        treatment["compound_embeds"] = compound_embeds
         num_rows = self.count_rows(control, **treatment)
-        self.check_inputs(
-            control,
-            num_rows,
-            num_images_per_control,
+        sampling = Sampling(
+            num_inference_steps,
             guidance_scale,
-            guidance_interval,
-            generator,
-            output_type,
-            batch_size,
-            direction,
-            callback_on_step_end_tensor_inputs,
+            guidance_interval=guidance_interval,
+            direction=direction,
+            trajectory_times=trajectory_times,
+            return_trajectory=return_trajectory,
+            batch_size=batch_size,
+            batch_invariant=batch_invariant,
+            callback_on_step_end=callback_on_step_end,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
         )
+        self.check_inputs(control, num_rows, num_images_per_control, sampling, generator, output_type)
 
         # 2. Encode the compounds; one row for each image. The state stays in float32 with a half-precision network.
         device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
@@ -385,31 +305,15 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         source = control.to(device, dtype).expand(num_rows, -1, -1, -1)
         source = source.repeat_interleave(num_images_per_control, dim=0)
 
-        # 3. Add the source noise
+        # 3. Add the source noise, integrate and convert
         if direction == "forward":
-            source = source + self._source_noise(tuple(source.shape), generator, device, dtype)
-
-        # 4. Integrate and convert
+            source = source + self._source_noise(source, generator)
         self._interrupt = False
-        sampling = Sampling(
-            num_inference_steps,
-            guidance_scale,
-            guidance_interval,
-            direction,
-            trajectory_times,
-            return_trajectory,
-            batch_size,
-            batch_invariant,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
-        )
         generated, trajectory = self._integrate(source, condition, sampling)
-        evaluations = None if self.interrupt else self._count_evaluations(guidance_scale, guidance_interval)
+        evaluations = None if self.interrupt else self._count_evaluations(sampling)
         self.maybe_free_model_hooks()
         output = CellFluxPipelineOutput(
-            images=convert_images(generated, output_type),
-            trajectory=trajectory,
-            num_function_evaluations=evaluations,
+            convert_images(generated, output_type), trajectory=trajectory, num_function_evaluations=evaluations
         )
         return output if return_dict else output.to_tuple()
 
@@ -426,8 +330,8 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         self._lay_grid(sampling, source.device)
         images, trajectories = [], []
         with self.progress_bar(total=len(samples) * len(self.scheduler.timesteps)) as progress:
-            for sample, own_condition in zip(samples, conditions, strict=True):
-                image, trajectory = self._integrate_batch(sample, own_condition, sampling, progress)
+            for batch in zip(samples, conditions, strict=True):
+                image, trajectory = self._integrate_batch(*batch, sampling, progress)
                 images.append(image)
                 trajectories.append(trajectory)
         complete = not self.interrupt and trajectories[0] is not None
@@ -440,7 +344,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         if self.interrupt:
             return sample, None
         self._lay_grid(sampling, sample.device)
-        scales = iter(self._guidance_scales(sampling.guidance_scale, sampling.guidance_interval))
+        scales = iter(self._guidance_scales(sampling))
         states = [sample]
 
         def velocity(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
@@ -468,20 +372,18 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         guidance_scale: float = 1.2,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
     ) -> int:
-        """Evaluations of the network that one sample costs: steps times those of the solver, a guided one counting
-        twice.
+        """Evaluations of the network that one sample costs, a guided one counting twice.
 
-        With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that.
-
-        Args:
-            num_inference_steps, guidance_scale, guidance_interval: As in [`__call__`].
+        With N candidates (`best_of_n`), whatever chooses or searches among them, an image costs N times that. The
+        arguments are those of [`__call__`].
         """
-        self._lay_grid(Sampling(num_inference_steps, guidance_scale), torch.device("cpu"))
-        return self._count_evaluations(guidance_scale, guidance_interval)
+        sampling = Sampling(num_inference_steps, guidance_scale, guidance_interval)
+        self._lay_grid(sampling, torch.device("cpu"))
+        return self._count_evaluations(sampling)
 
-    def _count_evaluations(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> int:
-        """Of one sample on the grid that is laid."""
-        return sum(1 if scale == 1 else 2 for scale in self._guidance_scales(guidance_scale, guidance_interval))
+    def _count_evaluations(self, sampling: Sampling) -> int:
+        """Count the evaluations of one sample on the current grid."""
+        return sum(1 if scale == 1 else 2 for scale in self._guidance_scales(sampling))
 
     def interpolate(
         self,
@@ -502,10 +404,7 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             compound, concentration, smiles: As in [`__call__`]; two of one of them, such as `("taxol", "nocodazole")`.
             num_frames: Images, both ends included.
             generator: Makes the noise reproducible.
-            **kwargs: Everything else as in [`__call__`].
-
-        Returns:
-            What [`__call__`] returns, for `num_frames` images.
+            **kwargs: Everything else as in [`__call__`], which also says what is returned.
 
         Raises:
             ValueError: If there is more than one control, or not two conditions, or for what [`__call__`] refuses.
@@ -528,17 +427,14 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return self(control_image, compound_embeds=torch.lerp(start, end, share), generator=generators, **kwargs)
 
     def _source_noise(
-        self,
-        shape: tuple[int, ...],
-        generator: torch.Generator | list[torch.Generator] | None,
-        device: torch.device,
-        dtype: torch.dtype,
+        self, source: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None
     ) -> torch.Tensor:
-        draw = self.scheduler.sample_source_noise
+        """Draw noise of the shape, device and type of `source`."""
+        shape, draw = source.shape, self.scheduler.sample_source_noise
         if not isinstance(generator, list):
-            return draw(shape, generator, device, dtype)
+            return draw(tuple(shape), generator, source.device, source.dtype)
         # One by one: shaping the noise is a matrix product, whose rounding depends on the number of rows.
-        return torch.cat([draw((1, *shape[1:]), [own], device, dtype) for own in generator])
+        return torch.cat([draw((1, *shape[1:]), [one], source.device, source.dtype) for one in generator])
 
     def _lay_grid(self, sampling: Sampling, device: torch.device) -> None:
         options: dict[str, Any] = {}  # only what is asked for, so that a simpler scheduler can be swapped in
@@ -548,11 +444,11 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
             options["readout_times"] = sampling.trajectory_times
         self.scheduler.set_timesteps(sampling.num_inference_steps, device=device, **options)
 
-    def _guidance_scales(self, guidance_scale: float, guidance_interval: tuple[float, float]) -> list[float]:
-        """The scale at each evaluation of the grid that is laid: 1, no guidance, outside of the interval."""
-        low, high = guidance_interval
+    def _guidance_scales(self, sampling: Sampling) -> list[float]:
+        """The scale at each evaluation on the current grid: 1, no guidance, outside of the interval."""
+        low, high = sampling.guidance_interval
         guided = ((self.scheduler.timesteps >= low) & (self.scheduler.timesteps <= high)).tolist()
-        return [guidance_scale if is_guided else 1 for is_guided in guided]
+        return [sampling.guidance_scale if is_guided else 1 for is_guided in guided]
 
     def _guided_velocity(
         self, sample: torch.Tensor, t: torch.Tensor, condition: torch.Tensor | None, guidance_scale: float
@@ -568,42 +464,6 @@ class CellFluxPipeline(HubPipelineMixin, DiffusionPipeline):
         return unconditional + guidance_scale * (conditional - unconditional)
 
 
-def _length(value: Any) -> int | None:
-    """The number of values of a sequence, or `None` for a single value."""
-    return None if isinstance(value, str) or not hasattr(value, "__len__") else len(value)
-
-
-def _each(value: Any, count: int) -> list[Any]:
-    """The values of a sequence, or a single value `count` times."""
-    return [value] * count if _length(value) is None else list(value)
-
-
 def _filled_up(rows: torch.Tensor, batch_size: int) -> torch.Tensor:
     """Repeat the last row until the number of rows is a multiple of `batch_size`."""
     return torch.cat([rows, rows[-1:].repeat_interleave(-len(rows) % batch_size, dim=0)])
-
-
-def _check_size(images: torch.Tensor, factor: int) -> None:
-    size = tuple(images.shape[2:])
-    if any(side % factor for side in size):
-        nearest = tuple(max(factor, round(side / factor) * factor) for side in size)
-        raise ValueError(
-            f"height and width must be multiples of {factor}, got {size}; the nearest that fits is {nearest}"
-        )
-
-
-def _check_precision(device: torch.device, dtype: torch.dtype) -> None:
-    if device.type == "cpu" and dtype == torch.float16 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
-        raise ValueError(
-            "this CPU does not compute in float16 (it would be many times slower than float32): "
-            "load the pipeline with dtype=torch.bfloat16 or torch.float32"
-        )
-
-
-def convert_images(images: torch.Tensor, output_type: str) -> list[Image.Image] | np.ndarray | torch.Tensor:
-    """Convert `(N, C, H, W)` images in [-1, 1] to PIL images, a numpy array in [0, 1], or leave them."""
-    if output_type == "pil":
-        return to_pil(images)
-    if output_type == "np":
-        return to_unit(images).cpu().numpy()
-    return images

@@ -14,14 +14,9 @@ from cellfluxrl.errors import unknown_name
 from cellfluxrl.flow.integration import solve
 from cellfluxrl.models.compound_encoder import CompoundEncoder
 from cellfluxrl.models.unet import CellFluxUNet2DModel
-from cellfluxrl.pipelines.cellflux import (
-    OUTPUT_TYPES,
-    CellFluxPipeline,
-    CellFluxPipelineOutput,
-    Sampling,
-    convert_images,
-)
-from cellfluxrl.pipelines.inputs import ControlImages, as_control_images
+from cellfluxrl.pipelines.cellflux import CellFluxPipeline
+from cellfluxrl.pipelines.inputs import ControlImages, as_control_images, one_for_each
+from cellfluxrl.pipelines.outputs import OUTPUT_TYPES, CellFluxPipelineOutput, Sampling, convert_images
 from cellfluxrl.pipelines.search import search_noise, steer
 from cellfluxrl.pipelines.selection import (
     SELECTIONS,
@@ -37,15 +32,15 @@ from cellfluxrl.schedulers.flow_match import CellFluxFlowMatchScheduler
 logger = logging.getLogger(__name__)
 
 SEARCHES = {"steer": ("strength", "resample_times"), "noise": ("num_rounds", "angle")}
-SEARCHABLE = ("batch_size", "guidance_interval")  # arguments of CellFluxPipeline.__call__ that a search takes
+SEARCH_SETTINGS = ("num_inference_steps", "guidance_scale", "guidance_interval", "batch_size")  # that a search takes
 CANDIDATE_BYTES = 2**24  # of float32 candidates that are in memory at once
 
 
 @dataclass(frozen=True)
-class _Wanted:
-    """Images to be generated, `count` candidates for each of M: their controls `(M, C, H, W)`, conditions `(M, D)` or
-    `None`, expected MoAs, what rewards may know of them, and one generator, or one for each of the `M * count`
-    candidates.
+class _Request:
+    """M images to be generated, each of which is chosen among `count` candidates.
+
+    Their controls are `(M, C, H, W)`, conditions `(M, D)`; a list of generators has one for each candidate.
     """
 
     control: torch.Tensor
@@ -55,20 +50,30 @@ class _Wanted:
     generator: torch.Generator | list[torch.Generator] | None
     count: int
 
-    def part(self, start: int, end: int) -> _Wanted:
-        own = self.generator
-        return _Wanted(
+    def part(self, start: int, end: int) -> _Request:
+        """The images `start` to `end - 1`."""
+        return _Request(
             self.control[start:end],
             None if self.condition is None else self.condition[start:end],
             self.moas[start:end],
             self.context.take(slice(start, end)),
-            own[start * self.count : end * self.count] if isinstance(own, list) else own,
+            self.generators_of(torch.arange(start * self.count, min(end, len(self.moas)) * self.count)),
             self.count,
         )
 
     def conditions(self, count: int) -> torch.Tensor | None:
         """The condition of `count` candidates of each image."""
         return None if self.condition is None else self.condition.repeat_interleave(count, dim=0)
+
+    def controls_of(self, candidates: torch.Tensor) -> torch.Tensor:
+        """The control of some among all candidates, `(M * count,)`."""
+        return self.control[candidates.to(self.control.device) // self.count]
+
+    def generators_of(self, candidates: torch.Tensor) -> torch.Generator | list[torch.Generator] | None:
+        """The generators of some among all candidates, or the one of all."""
+        if not isinstance(self.generator, list):
+            return self.generator
+        return [self.generator[i] for i in candidates.tolist()]
 
 
 class CellFluxRLPipeline(CellFluxPipeline):
@@ -158,12 +163,8 @@ class CellFluxRLPipeline(CellFluxPipeline):
         """
         # 1. Check the inputs
         control = as_control_images(control_images, self.channel_names)
-        treatment = {
-            "compound": compound,
-            "smiles": smiles,
-            "compound_embeds": compound_embeds,
-            "concentration": concentration,
-        }
+        treatment: dict[str, Any] = {"compound": compound, "smiles": smiles, "concentration": concentration}
+        treatment["compound_embeds"] = compound_embeds
         for name, number in (("num_images_per_control", num_images_per_control), ("best_of_n", best_of_n)):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
@@ -171,10 +172,12 @@ class CellFluxRLPipeline(CellFluxPipeline):
             raise unknown_name("output_type", output_type, OUTPUT_TYPES)
         settings = {"num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale, **kwargs}
         settings["return_trajectory"] = return_trajectory
+        search_kwargs = search_kwargs or {}
         self._check_choice(best_of_n, selection, selection_reward, search)
-        self._check_search(best_of_n, search, search_kwargs or {}, settings)
+        _check_search(best_of_n, search, search_kwargs, settings)
         num_rows = self.count_rows(control, **treatment)
-        context = _context(control.expand(num_rows, -1, -1, -1), compound, concentration)
+        controls = control.expand(num_rows, -1, -1, -1)
+        context = _context(controls, compound, concentration)
         moas = self._scored_moas(num_rows, best_of_n, moa, treatment, context)
 
         # 2. Generate, and choose
@@ -185,30 +188,24 @@ class CellFluxRLPipeline(CellFluxPipeline):
             assert isinstance(output.images, torch.Tensor)
             if moas is not None:
                 scores = score_candidates(self.rewards, output.images, moas, context)
-                _add_scores(output, scores.map(lambda values: values.flatten(0, 1)))
+                scores = scores.map(lambda values: values.flatten(0, 1))
+                output.rewards, output.within_range = scores.rewards, scores.outside == 0
         else:
-            checked = ("guidance_interval", "batch_size", "direction", "callback_on_step_end_tensor_inputs")
-            self.check_inputs(
-                control,
-                num_rows,
-                num_images_per_control * best_of_n,
-                guidance_scale,
-                generator=generator,
-                **{name: settings[name] for name in checked if name in settings},
-            )
+            sampling = Sampling(**settings)
+            self.check_inputs(control, num_rows, num_images_per_control * best_of_n, sampling, generator)
             device, dtype = self._execution_device, torch.promote_types(self.unet.dtype, torch.float32)
             condition = self.encode_condition(num_rows, **treatment)
             assert moas is not None  # several candidates without were refused
             rows = torch.arange(num_rows).repeat_interleave(num_images_per_control)
-            wanted = _Wanted(
-                control=control.expand(num_rows, -1, -1, -1)[rows].to(device, dtype),
+            request = _Request(
+                control=controls[rows].to(device, dtype),
                 condition=None if condition is None else condition.to(device, dtype)[rows.to(device)],
                 moas=[moas[i] for i in rows.tolist()],
                 context=context.take(rows),
                 generator=generator,
                 count=best_of_n,
             )
-            output = self._choose_by_group(wanted, selection, selection_reward, search, search_kwargs or {}, settings)
+            output = self._choose_by_group(request, selection, selection_reward, search, search_kwargs, sampling)
 
         # 3. Convert
         self.maybe_free_model_hooks()
@@ -233,25 +230,6 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if selection_reward not in names:
             raise unknown_name("selection_reward", selection_reward, names)
 
-    def _check_search(
-        self, best_of_n: int, search: str | None, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
-    ) -> None:
-        if search is None:
-            if search_kwargs:
-                raise ValueError(f"search_kwargs={dict(search_kwargs)} needs a search, one of {list(SEARCHES)}")
-            return
-        if search not in SEARCHES:
-            raise unknown_name("search", search, SEARCHES)
-        for name in search_kwargs:
-            if name not in SEARCHES[search]:
-                raise unknown_name(f"argument of search {search!r}:", name, SEARCHES[search])
-        if best_of_n == 1:
-            raise ValueError(f"search={search!r} needs several candidates: pass best_of_n")
-        own = ("num_inference_steps", "guidance_scale", *SEARCHABLE)
-        given = {name for name, value in settings.items() if value is not None and value is not False}
-        if refused := sorted(given.difference(own)):
-            raise ValueError(f"search={search!r} does not take {', '.join(refused)}")
-
     def _scored_moas(
         self,
         count: int,
@@ -260,7 +238,7 @@ class CellFluxRLPipeline(CellFluxPipeline):
         treatment: Mapping[str, Any],
         context: Context,
     ) -> list[str] | None:
-        """The MoA to score each of `count` rows for; `None` if they are not to be scored."""
+        """Find the MoA to score each of `count` rows for; `None` if they are not to be scored."""
         moas = self._expected_moas(count, treatment["compound"], moa)
         if best_of_n > 1 and moas is None:
             given = treatment["compound"] or treatment["smiles"]
@@ -268,9 +246,9 @@ class CellFluxRLPipeline(CellFluxPipeline):
             raise ValueError(f"best_of_n={best_of_n} needs the MoA to expect of {shown}: pass moa=...")
         if self.rewards is None or moas is None:
             return None
-        strange = set(moas) - set(self.rewards.moas)
-        if strange and moa is None and best_of_n == 1:
-            logger.warning("the images are not scored: the rewards were not fitted on %s", sorted(strange))
+        unknown = set(moas) - set(self.rewards.moas)
+        if unknown and moa is None and best_of_n == 1:
+            logger.warning("the images are not scored: the rewards were not fitted on %s", sorted(unknown))
             return None
         # What cannot be scored is refused before the work, not after.
         self.rewards.classifier.class_indices(moas)
@@ -289,116 +267,103 @@ class CellFluxRLPipeline(CellFluxPipeline):
         if moa is None:
             if compound is None:
                 return None
-            compounds = [compound] if isinstance(compound, str) else compound
-            known = [moa for name in compounds if (moa := self.encoder.moa(name)) is not None]
-            if len(known) < len(compounds):
-                return None
-            moa = known[0] if isinstance(compound, str) else known
-        if isinstance(moa, str):
-            return [moa] * count
-        if len(moa) != count:
-            raise ValueError(f"moa must be one, or one for each of {count} images; got {len(moa)}")
-        return list(moa)
+            moas: list[Any] = [self.encoder.moa(name) for name in one_for_each(compound, count)]
+            return None if None in moas else moas
+        moas = one_for_each(moa, count)
+        if len(moas) != count:
+            raise ValueError(f"moa must be one, or one for each of {count} images; got {len(moas)}")
+        return moas
 
     def _choose_by_group(
         self,
-        wanted: _Wanted,
+        request: _Request,
         selection: str | StreamingMatch,
         selection_reward: str,
         search: str | None,
         search_kwargs: Mapping[str, Any],
-        settings: Mapping[str, Any],
+        sampling: Sampling,
     ) -> CellFluxPipelineOutput:
         """Generate candidates for as many images at a time as `CANDIDATE_BYTES` allow, and keep the chosen ones."""
-        per_group = max(1, CANDIDATE_BYTES // (4 * wanted.count * wanted.control[0].numel()))
+        per_group = max(1, CANDIDATE_BYTES // (4 * request.count * request.control[0].numel()))
         selection = StreamingMatch() if selection == "match" else selection
-        images, trajectories, every_selected, every_score = [], [], [], []
+        images, trajectories, selected, scores = [], [], [], []
         self._interrupt = False
-        for start in range(0, len(wanted.moas), per_group):
-            group = wanted.part(start, start + per_group)
+        for start in range(0, len(request.moas), per_group):
+            group = request.part(start, start + per_group)
+            trajectory = None
             if search is None:
-                condition = group.conditions(group.count)
-                candidates, trajectory = self._integrate(self._sources(group), condition, Sampling(**settings))
-                scores = score_candidates(self.rewards, candidates, group.moas, group.context)
+                sources = self._sources(group, torch.arange(len(group.moas) * group.count))
+                candidates, trajectory = self._integrate(sources, group.conditions(group.count), sampling)
+                group_scores = score_candidates(self.rewards, candidates, group.moas, group.context)
             else:
                 draw = self._steered if search == "steer" else self._searched
-                candidates, scores = draw(group, selection_reward, search_kwargs, settings)
-                trajectory = None
-            selected = choose_candidates(self.rewards, scores, group.moas, selection, selection_reward)
-            rows = (torch.arange(len(selected)) * group.count + selected).to(candidates.device)
+                candidates, group_scores = draw(group, selection_reward, search_kwargs, sampling)
+            chosen = choose_candidates(self.rewards, group_scores, group.moas, selection, selection_reward)
+            rows = (torch.arange(len(chosen)) * group.count + chosen).to(candidates.device)
             images.append(candidates[rows])
             trajectories += [] if trajectory is None else [trajectory[:, rows]]
-            every_selected.append(selected)
-            every_score.append(scores.chosen(selected))
+            selected.append(chosen)
+            scores.append(group_scores.chosen(chosen))
 
-        costly = ("num_inference_steps", "guidance_scale", "guidance_interval")
-        per_sample = self.evaluations_of(**{name: settings[name] for name in costly if name in settings})
+        chosen_scores = CandidateScores.cat(scores)
         output = CellFluxPipelineOutput(
             images=torch.cat(images),
-            selected=torch.cat(every_selected),
+            rewards=chosen_scores.rewards,
+            selected=torch.cat(selected),
             trajectory=torch.cat(trajectories, dim=1) if trajectories and not self.interrupt else None,
-            num_function_evaluations=None if self.interrupt else wanted.count * per_sample,
+            within_range=chosen_scores.outside == 0,
+            num_function_evaluations=None if self.interrupt else request.count * self._count_evaluations(sampling),
         )
-        scores = CandidateScores.cat(every_score)
-        _add_scores(output, scores)
-        outside = int((scores.outside != 0).sum())
+        outside = int((chosen_scores.outside != 0).sum())
         if selection == "reject" and outside:
             logger.warning(
                 "for %d of %d images none of %d candidates is within the range of real cells: the nearest is returned",
-                *(outside, len(wanted.moas), wanted.count),
+                *(outside, len(request.moas), request.count),
             )
         return output
 
-    def _sources(self, wanted: _Wanted, candidates: torch.Tensor | None = None) -> torch.Tensor:
-        """Controls with fresh noise, of all candidates or of some among all."""
-        if candidates is None:
-            candidates = torch.arange(len(wanted.moas) * wanted.count)
-        control = wanted.control[candidates.to(wanted.control.device) // wanted.count]
-        return control + self._fresh_noise(wanted, candidates)
-
-    def _fresh_noise(self, wanted: _Wanted, candidates: torch.Tensor) -> torch.Tensor:
-        own, control = wanted.generator, wanted.control
-        if isinstance(own, list):
-            own = [own[i] for i in candidates.tolist()]
-        return self._source_noise((len(candidates), *control.shape[1:]), own, control.device, control.dtype)
+    def _sources(self, request: _Request, candidates: torch.Tensor) -> torch.Tensor:
+        """Add fresh noise to the controls of some candidates."""
+        control = request.controls_of(candidates)
+        return control + self._source_noise(control, request.generators_of(candidates))
 
     def _searched(
-        self, wanted: _Wanted, reward: str, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
+        self, request: _Request, reward: str, search_kwargs: Mapping[str, Any], sampling: Sampling
     ) -> tuple[torch.Tensor, CandidateScores]:
-        """Candidates of a search over the source noise."""
+        """Search for candidates over the source noise."""
         rounds = []
-        every = torch.arange(len(wanted.moas) * wanted.count).view(-1, wanted.count)
+        every = torch.arange(len(request.moas) * request.count).view(-1, request.count)
 
         def generate(noise: torch.Tensor) -> torch.Tensor:
-            count = len(noise) // len(wanted.moas)
-            source = wanted.control.repeat_interleave(count, dim=0) + noise
-            return self._integrate(source, wanted.conditions(count), Sampling(**settings))[0]
+            count = len(noise) // len(request.moas)
+            source = request.control.repeat_interleave(count, dim=0) + noise
+            return self._integrate(source, request.conditions(count), sampling)[0]
 
         def score(images: torch.Tensor) -> torch.Tensor:
-            rounds.append(score_candidates(self.rewards, images, wanted.moas, wanted.context))
+            rounds.append(score_candidates(self.rewards, images, request.moas, request.context))
             return rounds[-1].rewards[reward].flatten()
 
         def draw_noise(start: int, end: int) -> torch.Tensor:
-            return self._fresh_noise(wanted, every[:, start:end].flatten())
+            candidates = every[:, start:end].flatten()
+            return self._source_noise(request.controls_of(candidates), request.generators_of(candidates))
 
-        images = search_noise(generate, score, draw_noise, wanted.count, **search_kwargs)
+        images = search_noise(generate, score, draw_noise, request.count, **search_kwargs)
         return images, CandidateScores.cat(rounds, dim=1)
 
     def _steered(
-        self, wanted: _Wanted, reward: str, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
+        self, request: _Request, reward: str, search_kwargs: Mapping[str, Any], sampling: Sampling
     ) -> tuple[torch.Tensor, CandidateScores]:
-        """Candidates that were resampled along the trajectory."""
-        condition, sampling = wanted.conditions(wanted.count), Sampling(**settings)
-        self._lay_grid(sampling, wanted.control.device)
+        """Resample candidates along the trajectory."""
+        condition = request.conditions(request.count)
+        self._lay_grid(sampling, request.control.device)
         timesteps = iter(self.scheduler.timesteps)
-        scales = iter(self._guidance_scales(sampling.guidance_scale, sampling.guidance_interval))
+        scales = iter(self._guidance_scales(sampling))
 
         def velocity(sample: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             scale, samples = next(scales), sample.split(sampling.batch_size)
             conditions = [None] * len(samples) if condition is None else condition.split(sampling.batch_size)
-            return torch.cat(
-                [self._guided_velocity(x, t, own, scale) for x, own in zip(samples, conditions, strict=True)]
-            )
+            batches = zip(samples, conditions, strict=True)
+            return torch.cat([self._guided_velocity(x, t, batch_condition, scale) for x, batch_condition in batches])
 
         def advance(sample: torch.Tensor, part: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             evaluations = islice(timesteps, (len(part) - 1) * self.scheduler.order)
@@ -406,38 +371,48 @@ class CellFluxRLPipeline(CellFluxPipeline):
             assert state.target is not None  # a scheduler that can resample says where the velocity points
             return state.sample, state.target
 
-        def score(targets: torch.Tensor) -> torch.Tensor:
-            seen = targets.float().clamp(-1, 1)
-            return score_candidates(self.rewards, seen, wanted.moas, wanted.context).rewards[reward].flatten()
+        def scores_of(images: torch.Tensor) -> CandidateScores:
+            return score_candidates(self.rewards, images, request.moas, request.context)
 
         images = steer(
-            self._sources(wanted),
+            self._sources(request, torch.arange(len(request.moas) * request.count)),
             self.scheduler.grid,
             advance,
-            score,
-            draw_source=lambda candidates: self._sources(wanted, candidates),
-            num_particles=wanted.count,
-            generator=wanted.generator,
+            score=lambda targets: scores_of(targets.float().clamp(-1, 1)).rewards[reward].flatten(),
+            draw_source=lambda candidates: self._sources(request, candidates),
+            num_particles=request.count,
+            generator=request.generator,
             on_resample=self.scheduler.resample,
             **search_kwargs,
         )
         images = images.float().clamp(-1, 1)
-        return images, score_candidates(self.rewards, images, wanted.moas, wanted.context)
+        return images, scores_of(images)
+
+
+def _check_search(
+    best_of_n: int, search: str | None, search_kwargs: Mapping[str, Any], settings: Mapping[str, Any]
+) -> None:
+    if search is None:
+        if search_kwargs:
+            raise ValueError(f"search_kwargs={dict(search_kwargs)} needs a search, one of {list(SEARCHES)}")
+        return
+    if search not in SEARCHES:
+        raise unknown_name("search", search, SEARCHES)
+    for name in search_kwargs:
+        if name not in SEARCHES[search]:
+            raise unknown_name(f"argument of search {search!r}:", name, SEARCHES[search])
+    if best_of_n == 1:
+        raise ValueError(f"search={search!r} needs several candidates: pass best_of_n")
+    given = {name for name, value in settings.items() if value is not None and value is not False}
+    if refused := sorted(given.difference(SEARCH_SETTINGS)):
+        raise ValueError(f"search={search!r} does not take {', '.join(refused)}")
 
 
 def _context(
     control: torch.Tensor, compound: str | Sequence[str] | None, concentration: float | Sequence[float] | None
 ) -> Context:
     """What rewards may know of images: one compound or concentration stands for all."""
-
-    def column(value: Any) -> list[Any]:
-        return [value] * len(control) if value is None or isinstance(value, (str, int, float)) else list(value)
-
-    columns = {"compound": column(compound), "concentration": column(concentration)}
+    count = len(control)
+    columns = {"compound": one_for_each(compound, count), "concentration": one_for_each(concentration, count)}
     known = {name: values for name, values in columns.items() if None not in values}
     return Context.of(len(control), control=control, **known)
-
-
-def _add_scores(output: CellFluxPipelineOutput, scores: CandidateScores) -> None:
-    """Put the scores of the images, `(M,)` each, into the output."""
-    output.rewards, output.within_range = scores.rewards, scores.outside == 0

@@ -1,5 +1,4 @@
-"""Searches that spend the same network evaluations better than N independent samples: along the trajectory, or over
-the source noise.
+"""Searches that spend the network evaluations of N samples on the trajectory or on the source noise.
 
 Nothing here knows of images or of a network: a sample is a tensor whose first axis counts controls and, for each, its
 candidates (`control * N + candidate`), and flow and score are callables.
@@ -21,14 +20,10 @@ Score = Callable[[torch.Tensor], torch.Tensor]
 
 
 def systematic_resample(weights: torch.Tensor, offset: torch.Tensor) -> torch.Tensor:
-    """Draw N parents for N particles, particle i on average `N weights[i]` times and never a whole time more or less.
+    """Draw parents, int64 `(M, N)`, for M sets of N particles with `weights` `(M, N)` that sum to 1 in each row.
 
-    Args:
-        weights: `(M, N)`; of M sets of N particles; each row sums to 1.
-        offset: `(M,)`; uniform random numbers in [0, 1), one for each set (Kitagawa, 1996).
-
-    Returns:
-        `(M, N)`, int64; indices in [0, N), increasing in each row. Equal weights give 0 to N - 1.
+    Particle i is drawn on average `N weights[i]` times and never a whole time more or less (Kitagawa, 1996). The
+    `offset` of each set, `(M,)`, is uniform in [0, 1). Parents increase in each row; equal weights give 0 to N - 1.
 
     Example:
         >>> systematic_resample(torch.tensor([[0.5, 0.0, 0.25, 0.25]]), torch.tensor([0.5])).tolist()
@@ -43,17 +38,7 @@ def systematic_resample(weights: torch.Tensor, offset: torch.Tensor) -> torch.Te
 
 
 def split_grid(grid: torch.Tensor, times: Sequence[float]) -> list[torch.Tensor]:
-    """Cut a time grid at its inner points nearest to `times`.
-
-    Args:
-        grid: `(T,)`; increasing times.
-        times: Where to cut, each in (0, 1); those nearest to the same point are one cut.
-
-    Returns:
-        Parts of the grid, each beginning where the one before ends.
-
-    Raises:
-        ValueError: If the grid has no inner point, there is no time, or one is not between 0 and 1.
+    """Cut a time grid, `(T,)`, at its inner points nearest to `times`: each part begins where the one before ends.
 
     Example:
         >>> [part.tolist() for part in split_grid(torch.tensor([0.0, 0.25, 0.5, 0.75, 1.0]), [0.5, 0.8])]
@@ -76,18 +61,19 @@ def steer(
     score: Score,
     draw_source: Callable[[torch.Tensor], torch.Tensor],
     num_particles: int,
+    *,
     strength: float = 20.0,
     resample_times: Sequence[float] = (0.6, 0.75, 0.9),
     generator: torch.Generator | list[torch.Generator] | None = None,
     on_resample: Callable[[torch.Tensor, torch.Tensor], None] | None = None,
 ) -> torch.Tensor:
-    r"""Feynman-Kac steering (Singhal et al., 2025): sequential Monte Carlo along the trajectory, particles per
-    control.
+    """Feynman-Kac steering (Singhal et al., 2025): sequential Monte Carlo along the trajectory of each control.
 
     At each time t of `resample_times` the predicted targets x1_hat of all particles are scored, and each control's
     particles are resampled with weights exp(`strength` (r_t - r_prev)), which telescope to exp(`strength` r). So the
-    particles follow p(x1) exp(`strength` r(x1)), in the limit of many and as far as x1_hat tells r; with `strength`
-    0 they stay what they are. It costs what as many independent samples cost: x1_hat is that of the last evaluation.
+    particles follow p(x1) exp(`strength` r(x1)), in the limit of many and as far as x1_hat predicts r; with
+    `strength` 0 they stay what they are. It costs what as many independent samples cost: x1_hat is that of the last
+    evaluation.
 
     The flow is deterministic, so two copies of a particle would stay the same for ever. All but the first copy are
     therefore drawn anew,
@@ -97,28 +83,20 @@ def steer(
     A flow from x_0 to x_1 has the marginal of (1 - t) x_0 + t x_1 at t, with the noise of x_0 independent of x_1 given
     the control. Were x1_hat a draw from p(x_1 | x_t), x_t would thus have that marginal exactly. It is the mean of
     that distribution, so copies lack a variance of t^2 Var[x_1 | x_t]: less than x_t has, and next to nothing towards
-    t = 1, where x_t says what x_1 will be. The flow goes on from there as from any other x_t. First copies are not
-    touched, so the best particle so far is never lost.
+    t = 1, where x_t says what x_1 will be. First copies are not touched, so the best particle is never lost.
 
     Args:
-        source: `(M * N, ...)`; x_0 of the N particles of M controls.
+        source: `(M * N, ...)`; x_0 of the N = `num_particles` particles of M controls.
         grid: `(T,)`; times of the solver's steps, increasing to 1.
         advance: From (x at `part[0]`, `part`) to (x at `part[-1]`, the last predicted target), for a part of the grid.
         score: From predicted targets of shape `(M * N, ...)` to rewards of shape `(M * N,)`.
         draw_source: From the int64 indices of K particles to fresh sources of shape `(K, ...)`.
-        num_particles: N.
         strength: lambda, in units of 1 / reward.
         resample_times: Each is moved to the nearest time of the grid.
         generator: For the resampling. From a list the first of each control is taken, so that controls do not depend
             on each other.
-        on_resample: Told of each resampling: which particle each one was, `(M * N,)`, and whether it is drawn anew,
-            `(M * N,)`; for solvers that remember the step before, as [`CellFluxFlowMatchScheduler.resample`] does.
-
-    Returns:
-        `(M * N, ...)`; the particles at the end of the grid.
-
-    Raises:
-        ValueError: If `strength` is negative or not finite, or for what [`split_grid`] refuses.
+        on_resample: Gets which particle each one was, `(M * N,)`, and whether it is drawn anew, `(M * N,)`; for
+            solvers that remember the step before, as [`CellFluxFlowMatchScheduler.resample`] does.
     """
     if not 0 <= strength < math.inf:
         raise ValueError(f"strength must be a number of at least 0, got {strength}")
@@ -147,24 +125,17 @@ def steer(
 
 def _offsets(rewards: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None) -> torch.Tensor:
     """A uniform random number for each control, from its first generator."""
-    if not isinstance(generator, list):
-        generator, counts = [generator], [len(rewards)]
-    else:
-        generator = generator[:: rewards.shape[1]]
-        counts = [1] * len(generator)
+    generators = generator[:: rewards.shape[1]] if isinstance(generator, list) else [generator]
+    count = len(rewards) // len(generators)
     drawn = [
-        torch.rand(count, generator=own, dtype=torch.float64, device=getattr(own, "device", None))
-        for own, count in zip(generator, counts, strict=True)
+        torch.rand(count, generator=one, dtype=torch.float64, device=getattr(one, "device", None))
+        for one in generators
     ]
     return torch.cat(drawn).to(rewards.device)
 
 
 def rotate_noise(noise: torch.Tensor, fresh: torch.Tensor, angle: float) -> torch.Tensor:
-    """A neighbour of Gaussian noise: cos(angle) `noise` + sin(angle) `fresh`.
-
-    Of two independent draws from N(0, S), whatever S, the result is again one, since cos^2 + sin^2 = 1. Its
-    correlation with `noise` is cos(angle).
-    """
+    """A draw from N(0, S) whose correlation with another one, `noise`, is cos(angle): cos^2 + sin^2 = 1."""
     return math.cos(angle) * noise + math.sin(angle) * fresh
 
 
@@ -176,28 +147,20 @@ def search_noise(
     num_rounds: int = 4,
     angle: float = 0.7,
 ) -> torch.Tensor:
-    """Local search over the source noise (Ma et al., 2025, "Inference-time scaling for diffusion models beyond
-    denoising steps"): a (1 + P) evolution for each control.
+    """Search locally over the source noise: a (1 + P) evolution for each control.
 
-    The first round is P independent samples of each control; each further round is P neighbours ([`rotate_noise`])
-    of the control's best noise so far. All rounds together evaluate `num_candidates` samples of each control, and all
-    are returned, so the best of them is never worse than the first.
+    After Ma et al. (2025), "Inference-time scaling for diffusion models beyond denoising steps". The first round is P
+    independent samples of each control; each further round is P neighbours ([`rotate_noise`]) of the control's best
+    noise so far. All rounds together evaluate N = `num_candidates` samples of each control, and all are returned in
+    the order in which they were made, `(M * N, ...)`, so the best of them is never worse than the first.
 
     Args:
         generate: From noise of shape `(M * P, ...)` to samples of shape `(M * P, ...)`.
         score: From samples of shape `(M * P, ...)` to rewards of shape `(M * P,)`; called once for every round.
-        draw_noise: From (i, j) to fresh noise of the candidates i to j - 1 of each control, of shape
-            `(M * (j - i), ...)`.
-        num_candidates: N, samples of each control.
+        draw_noise: From (i, j) to fresh noise of the candidates i to j - 1 of each control, `(M * (j - i), ...)`.
         num_rounds: Rounds that they are spread over, as evenly as possible. Fewer where a round would have less than 4
             samples: up to N = 7 all are independent.
         angle: How far neighbours are, in radians: 0 is the same noise, pi / 2 unrelated.
-
-    Returns:
-        `(M * N, ...)`; all samples, those of a control in the order in which they were made.
-
-    Raises:
-        ValueError: If `num_rounds` is less than 1, or `angle` not in (0, pi / 2].
     """
     if num_rounds < 1:
         raise ValueError(f"num_rounds must be at least 1, got {num_rounds}")

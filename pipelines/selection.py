@@ -18,29 +18,16 @@ SELECTIONS = ("best", "match", "reject")
 
 
 def select_best(scores: torch.Tensor) -> torch.Tensor:
-    """The candidate with the highest score for each control.
-
-    Args:
-        scores: `(M, N)`; of N candidates of M controls.
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, int64.
-    """
+    """The candidate with the highest score for each of M controls, `(M,)`; `scores` are `(M, N)`."""
     return scores.argmax(dim=1)
 
 
 def select_reject(outside: torch.Tensor) -> torch.Tensor:
-    """The first candidate of each control that looks like a real cell, or the one nearest to that where none does.
+    """The first candidate of each control that looks like a real cell, or the one nearest to that, `(M,)`.
 
     The first and not the highest: among the accepted ones nothing is optimised, so what is chosen follows the
-    generator's distribution, restricted to the range (rejection sampling with at most N draws).
-
-    Args:
-        outside: `(M, N)`; how far each candidate is outside of the real range, 0 inside; see
-            [`RewardSuite.outside_real_range`].
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, int64.
+    generator's distribution, restricted to the range (rejection sampling with at most N draws). How far each candidate
+    is outside of the range, `(M, N)`, is what [`RewardSuite.outside_real_range`] says.
 
     Example:
         >>> select_reject(torch.tensor([[0.3, 0.0, 0.0], [2.0, 0.5, 0.9]])).tolist()
@@ -65,7 +52,7 @@ def select_match(
         before: `(B, D)`; statistics of cells that are in the chosen set already; see [`StreamingMatch`].
 
     Returns:
-        `torch.Tensor` of shape `(M,)`, int64.
+        `(M,)`, int64.
 
     Example:
         >>> candidates = torch.tensor([[[0.0], [9.0]], [[1.0], [9.0]]])
@@ -75,8 +62,7 @@ def select_match(
     controls, candidates, _ = vectors.shape
     flat = vectors.reshape(controls * candidates, -1)
     to_reference = pairwise(flat, reference).mean(dim=1).view(controls, candidates)
-    if before is None:
-        before = flat[:0]
+    before = flat[:0] if before is None else before
     total = len(before) + controls
     to_before = pairwise(flat, before).sum(dim=1).view(controls, candidates)
     chosen = (to_reference - to_before / total).argmin(dim=1)
@@ -86,13 +72,13 @@ def select_match(
     for _ in range(sweeps):
         changed = False
         for m in range(controls):
-            own = vectors[m]
-            to_others = to_chosen[m] - pairwise(own, own[chosen[m]][None])[:, 0]
+            current = vectors[m, chosen[m]]
+            to_others = to_chosen[m] - pairwise(vectors[m], current[None])[:, 0]
             # The set is all there is, so its mean includes the distance of a cell to itself, which is 0: dividing by
             # total - 1, as for a sample of something larger, would let in one outlier for free.
             best = (to_reference[m] - to_others / total).argmin()
             if best != chosen[m]:
-                moved = pairwise(flat, torch.stack([own[best], own[chosen[m]]]))
+                moved = pairwise(flat, torch.stack([vectors[m, best], current]))
                 to_chosen += (moved[:, 0] - moved[:, 1]).view(controls, candidates)
                 chosen[m] = best
                 changed = True
@@ -127,14 +113,9 @@ class StreamingMatch:
         self._chosen: dict[str, torch.Tensor] = {}
 
     def select(self, vectors: torch.Tensor, reference: torch.Tensor, group: str) -> torch.Tensor:
-        """Choose for the next batch of controls.
+        """Choose for the next batch of controls, as [`select_match`] does.
 
-        Args:
-            vectors, reference: `(M, N, D)` and `(R, D)`; as in [`select_match`].
-            group: Controls of one group, such as a MoA, form one set; the reference must be theirs.
-
-        Returns:
-            `torch.Tensor` of shape `(M,)`, int64.
+        Controls of one group, such as a MoA, form one set; the reference must be theirs.
         """
         before = self._chosen.get(group, vectors[0, :0])
         chosen = select_match(vectors, reference, before=before)
@@ -174,9 +155,8 @@ def score_candidates(
     """Measure candidates once, for every selection and for what is returned of them.
 
     Args:
-        suite: The rewards.
         images: `(M * N, C, H, W)`; floats in [-1, 1], the N candidates of an image in a row.
-        moas: The MoA expected of each image.
+        moas: The MoA expected of each of the M images.
         context: What else is known of each of the M images.
     """
     count = len(images) // len(moas)
@@ -186,7 +166,7 @@ def score_candidates(
 
 
 def scores_of(suite: RewardSuite, measured: Measured, moas: Sequence[str]) -> CandidateScores:
-    """[`score_candidates`] of what has been measured in the `M * N` images already."""
+    """Score what has been measured in the `M * N` images already, as [`score_candidates`] does."""
     per_image = len(measured) // len(moas)
     repeated = [moa for moa in moas for _ in range(per_image)]
     scores = CandidateScores(
@@ -204,20 +184,14 @@ def choose_candidates(
     selection: str | StreamingMatch = "best",
     selection_reward: str = "combined",
 ) -> torch.Tensor:
-    """Choose one candidate of each image.
+    """Choose one candidate of each of M images: `(M,)`, int64, on the CPU.
 
     Args:
         suite: Whose reference cells are matched.
-        scores: Of M images.
-        moas: The MoA expected of each.
+        scores: Of the candidates.
+        moas: The MoA expected of each image.
         selection: `"best"`, `"match"` or `"reject"`; or what remembers the images that were matched before these.
         selection_reward: What is highest in the `"best"`.
-
-    Returns:
-        `torch.Tensor` of shape `(M,)`, int64, on the CPU.
-
-    Raises:
-        ValueError: For an unknown selection.
     """
     if selection == "best":
         return select_best(scores.rewards[selection_reward]).cpu()
@@ -228,7 +202,7 @@ def choose_candidates(
         raise unknown_name("selection", selection, SELECTIONS)
     selected = torch.zeros(len(moas), dtype=torch.long)
     for name in dict.fromkeys(moas):
-        own = torch.tensor([i for i, moa in enumerate(moas) if moa == name])
-        vectors = scores.vectors[own.to(scores.vectors.device)]
-        selected[own] = matcher.select(vectors, suite.real_appearance(name), name).cpu()
+        rows = torch.tensor([i for i, moa in enumerate(moas) if moa == name])
+        vectors = scores.vectors[rows.to(scores.vectors.device)]
+        selected[rows] = matcher.select(vectors, suite.real_appearance(name), name).cpu()
     return selected

@@ -20,8 +20,7 @@ from cellfluxrl.data.loading import is_dataset, load_split
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.pipelines.cellflux import CellFluxPipeline
 
-# Of a data set's columns, those that say where a control is from.
-ORIGIN_COLUMNS = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")
+ORIGIN_COLUMNS = ("plate", "well", "site", "replicate", "field", "cell_id", "x", "y")  # where a control is from
 
 
 @dataclass(frozen=True)
@@ -54,21 +53,21 @@ def open_controls(
         name: A folder of images or a file, as [`images_of_files`] reads them; or a data set, as [`load_split`] does,
             of which the cells with `is_control` are taken.
         channel_names: The channels of the network, in order.
-        channels: Those of the files, in order, if they are others; the network's are taken by name. A data set names
-            its own.
+        channels: Those of the files, in order, if they are others; the network's are taken by name.
         split: Which part of a data set; `"test"` by default.
-        max_controls: Take at most so many, evenly spread over all.
+        max_controls: Take at most this many, evenly spread over all.
         image_size: Height and width; by default those of the first control. Controls of another size are skipped.
-
-    Raises:
-        ValueError: If there are no controls, none can be used, or channels are missing.
     """
     path = Path(name)
     if path.exists() and not is_dataset(path):
         if split:
             raise ValueError(f"--split is for data sets; {name!r} holds images")
         found = tuple(channels or channel_names)
-        _check_channels(found, channel_names)
+        for channel in channel_names:
+            if channel not in found:
+                raise ValueError(f"the network needs the channel {channel!r}, but --channels names {list(found)}")
+        if len(set(found)) < len(found):
+            raise ValueError(f"--channels names a channel twice: {list(found)}")
         images = images_of_files(path, found, moa=CONTROL)
     else:
         if channels:
@@ -93,9 +92,6 @@ def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
     """The same controls at the intensities of those of training ([`CellFluxPipeline.calibrate`]), plate by plate.
 
     Images of files, which name no plate, are taken to be of one. Rows and digests stay as they are.
-
-    Raises:
-        ValueError: If a plate has fewer than 20 controls, or the pipeline does not know those of training.
     """
     reference, levels = pipe.training_levels(), {}
     plate_of = controls.rows.get("control_plate", pd.Series([""] * len(controls.rows))).to_numpy()
@@ -111,18 +107,10 @@ def calibrated(controls: Controls, pipe: CellFluxPipeline) -> Controls:
     return Controls(controls.rows, read, controls.skipped)
 
 
-def _check_channels(found: tuple[str, ...], channel_names: Sequence[str]) -> None:
-    for channel in channel_names:
-        if channel not in found:
-            raise ValueError(f"the network needs the channel {channel!r}, but --channels names {list(found)}")
-    if len(set(found)) < len(found):
-        raise ValueError(f"--channels names a channel twice: {list(found)}")
-
-
 def _controls_of_dataset(name: str, split: str, channel_names: tuple[str, ...]) -> ImagesToScore:
     cells = load_split(name, split)
     if "is_control" not in cells.column_names:
-        raise unknown_name("column: the data set does not tell its controls by", "is_control", cells.column_names)
+        raise unknown_name("column: the data set does not mark its controls by", "is_control", cells.column_names)
     rows = np.flatnonzero(cells["is_control"])
     if len(rows) == 0:
         raise ValueError(f"none of the {len(cells)} cells of {name!r}, split {split!r}, is a control")
@@ -136,7 +124,7 @@ def _check_each(
     read: Callable[[int], np.ndarray],
     image_size: tuple[int, int] | None,
 ) -> tuple[list[int], list[str], list[str]]:
-    """The rows that can be used, a digest of the pixels of each, and what is wrong with the others."""
+    """Find the rows that can be used, a digest of the pixels of each, and what is wrong with the others."""
     kept, digests, skipped = [], [], []
     expected = image_size
     for row in tqdm(candidates, unit=" controls", desc="reading", leave=False):

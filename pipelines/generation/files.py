@@ -35,26 +35,21 @@ tags:
 # Generated cells
 
 No real cell is shown: a model made these images from control cells. `generated.parquet` holds the seed and the rewards
-of each, in the order of these rows, and `provenance.json` tells the pipeline, its settings and versions.
+of each, in the order of these rows, and `provenance.json` names the pipeline, its settings and versions.
 """
 
 
 def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> None:
-    """Write one image, in the format that the name of the file ends in.
+    """Write one image, uint8 `(C, H, W)`, in the format that the name of the file ends in.
 
-    Args:
-        path: `.tiff` (OME-TIFF, one plane a channel, with the names of the channels), `.png` (RGB: red is the last
-            channel, blue the first) or `.npy`.
-        image: `(C, H, W)`; uint8.
-        channel_names: The channels, in order.
+    `.tiff` is an OME-TIFF with one named plane a channel; in a `.png`, red is the last channel and blue the first.
     """
     if path.suffix == ".npy":
         write_whole(path, lambda partial: np.save(partial, image, allow_pickle=False))
     elif path.suffix == ".png":
-        picture = Image.fromarray(to_rgb(image))
-        write_whole(path, picture.save)
+        write_whole(path, Image.fromarray(to_rgb(image)).save)
     else:
-        # tifffile's own UUID is of the moment: the same image written twice would be two different files.
+        # The UUID that tifffile makes is of the moment: the same image written twice would be two different files.
         identifier = uuid.UUID(bytes=hashlib.sha256(image.tobytes()).digest()[:16])
         metadata = {"axes": "CYX", "Channel": {"Name": list(channel_names)}, "UUID": f"urn:uuid:{identifier}"}
         options = {"ome": True, "photometric": "minisblack", "metadata": metadata}
@@ -62,42 +57,33 @@ def write_image(path: Path, image: np.ndarray, channel_names: Sequence[str]) -> 
 
 
 def write_dataset(
-    folder: Path, batches: Iterable[tuple[pd.DataFrame, np.ndarray]], channel_names: Sequence[str]
+    folder: Path,
+    batches: Iterable[tuple[pd.DataFrame, np.ndarray]],
+    channel_names: Sequence[str],
+    shape: tuple[int, int, int],
 ) -> list[str]:
     """Write cells that `datasets.load_dataset(folder)` and `cellfluxrl rewards score folder` read, as split `test`.
 
-    Args:
-        folder: Gets `data/test/generated-00000.parquet`, ... and a card.
-        batches: Rows of the table of generated images, and their images of shape `(N, C, H, W)`, uint8.
-        channel_names: The channels, in order.
-
-    Returns:
-        For each row the file it went to, relative to `folder`.
+    Each batch is rows of the table of generated images, and their images: uint8, `(N, *shape)`. Returned is, for each
+    row, the file it went to, relative to `folder`.
     """
-    writer = None
+    features = cell_features(channel_names, shape[-1], published=True)
+    if isinstance(features["image"], datasets.Array3D):  # which need not be square
+        features["image"] = datasets.Array3D(shape, "uint8", id=features["image"].id)
+    writer = ShardWriter(folder / "data" / "test", "generated", features)
     try:
         for table, images in batches:
-            if writer is None:
-                writer = ShardWriter(folder / "data" / "test", "generated", _features(channel_names, images.shape[1:]))
             writer.write(*encode_cells(Cells(images, _cell_rows(table))))
     except BaseException:
-        if writer is not None:
-            writer.abandon()
+        writer.abandon()
         raise
     files = [f"data/test/{name}" for name, rows in writer.close().items() for _ in range(rows)]
     write_whole(folder / "README.md", lambda partial: partial.write_text(CARD, encoding="utf-8"))
     return files
 
 
-def _features(channel_names: Sequence[str], shape: tuple[int, int, int]) -> datasets.Features:
-    features = cell_features(channel_names, shape[-1], published=True)
-    if isinstance(features["image"], datasets.Array3D):  # which need not be square
-        features["image"] = datasets.Array3D(shape, "uint8", id=features["image"].id)
-    return features
-
-
 def _cell_rows(table: pd.DataFrame) -> pd.DataFrame:
-    """The columns of the cell schema: what was generated, and where its control is from."""
+    """Fill the columns of the cell schema: what was generated, and where its control is from."""
     rows = table[["compound", "smiles", "concentration", "moa"]].fillna({"moa": ""})
     unknown = {"plate": "", "well": "", "field": table["control"], "x": np.nan, "y": np.nan}
     for column in ORIGIN_COLUMNS:

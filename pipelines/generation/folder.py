@@ -26,9 +26,8 @@ logger = logging.getLogger(__name__)
 TABLE = "generated.parquet"
 PROVENANCE = "provenance.json"
 FINISHED = ".finished"  # folder with the table of each finished batch
-# What a run leaves in its folder.
-RESULTS = (TABLE, PROVENANCE, FINISHED, "images", "data", "README.md")
-# What the images follow from: a run goes on only where all of it is the same.
+RESULTS = (TABLE, PROVENANCE, FINISHED, "images", "data", "README.md")  # what a run leaves in its folder
+# What the images follow from, and how a difference is reported: a run resumes only where all of it is the same.
 COMPARED = {
     "components": "another",
     "settings": "",
@@ -38,20 +37,8 @@ COMPARED = {
 PACKAGES = ("cellfluxrl", "torch", "diffusers", "numpy", "scikit-image", "scipy", "opencv-python-headless", "cellpose")
 
 
-def resume(folder: Path, provenance: dict[str, Any], overwrite: bool = False) -> tuple[list[dict[str, Any]], bool]:
-    """Find out how far a run has come.
-
-    Args:
-        folder: Where it writes.
-        provenance: What its images follow from, as JSON gives it back.
-        overwrite: Delete what an earlier run has left.
-
-    Returns:
-        Its earlier sessions; and `bool`: whether it is finished.
-
-    Raises:
-        ValueError: If the folder holds images that were made otherwise, or anything else.
-    """
+def resume(folder: Path, provenance: dict[str, Any], *, overwrite: bool) -> tuple[list[dict[str, Any]], bool]:
+    """Find the earlier sessions of a run, and whether it is finished; refuse a folder that holds anything else."""
     found = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     if found and PROVENANCE not in found:
         raise ValueError(f"{str(folder)!r} holds {found[:5]}, and no generated images: choose another --output_dir")
@@ -62,17 +49,16 @@ def resume(folder: Path, provenance: dict[str, Any], overwrite: bool = False) ->
         before = json.loads((folder / PROVENANCE).read_text(encoding="utf-8"))
         sessions, is_complete = before["sessions"], before["complete"]
     except (ValueError, KeyError, TypeError):
-        raise ValueError(
-            f"{folder / PROVENANCE} is damaged: choose another --output_dir or pass --overwrite"
-        ) from None
+        message = f"{folder / PROVENANCE} is damaged: choose another --output_dir or pass --overwrite"
+        raise ValueError(message) from None
     differing = _difference(before, provenance)
     if differing and not is_complete and count_finished(folder) == 0:  # an attempt that failed at its first image
         _clear(folder)
         return [], False
     if differing:
         raise ValueError(
-            f"{str(folder)!r} holds images that were made with {differing}: choose another --output_dir, go on with "
-            "what it was begun with, or pass --overwrite"
+            f"{str(folder)!r} holds images that were made with {differing}: choose another --output_dir, resume "
+            "with what it was begun with, or pass --overwrite"
         )
     if is_complete:
         shutil.rmtree(folder / FINISHED, ignore_errors=True)
@@ -80,7 +66,7 @@ def resume(folder: Path, provenance: dict[str, Any], overwrite: bool = False) ->
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first in what the images follow from, in words."""
+    """Describe the first difference in what the images follow from."""
     for key, words in COMPARED.items():
         old, new = before.get(key), now[key]
         if old == new:
@@ -100,13 +86,8 @@ def _clear(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Finished batches
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def record_batch(folder: Path, number: int, table: pd.DataFrame) -> None:
-    """Say that a batch is finished, once its images are written."""
+    """Record that a batch is finished, once its images are written."""
     write_whole(_record(folder, number), table.to_parquet)
 
 
@@ -121,7 +102,7 @@ def read_batch(folder: Path, number: int) -> pd.DataFrame | None:
 
 
 def count_finished(folder: Path) -> int:
-    """Images of finished batches."""
+    """Count the images of finished batches."""
     finished = 0
     for path in (folder / FINISHED).glob("[0-9]*.parquet"):
         with contextlib.suppress(OSError, pa.ArrowInvalid):
@@ -133,21 +114,11 @@ def _record(folder: Path, number: int) -> Path:
     return folder / FINISHED / f"{number:06d}.parquet"
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Provenance
-# --------------------------------------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def session(
     folder: Path, provenance: dict[str, Any], earlier: list[dict[str, Any]], device: str
 ) -> Iterator[dict[str, Any]]:
-    """Write `provenance.json`, with the time, the device and the versions of packages of this session and earlier
-    ones.
-
-    Yields:
-        The session's entry; `"images"` is to be counted up.
-    """
+    """Write `provenance.json` with the times, devices and versions of all sessions; `"images"` is to be counted up."""
     entry: dict[str, Any] = {
         "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "seconds": None,
@@ -159,7 +130,7 @@ def session(
         logger.warning("the images so far were made with other versions of packages, see %s", folder / PROVENANCE)
     begin = time.monotonic()
 
-    def save(is_complete: bool) -> None:
+    def save(*, is_complete: bool) -> None:
         text = json.dumps({"complete": is_complete, **provenance, "sessions": [*earlier, entry]}, indent=1)
         write_whole(folder / PROVENANCE, lambda partial: partial.write_text(text, encoding="utf-8"))
 

@@ -1,4 +1,4 @@
-"""Many generated cells, batch by batch, as files with their provenance; a run that stops goes on where it was."""
+"""Many generated cells, batch by batch, as files with their provenance; a run that was stopped resumes."""
 
 from __future__ import annotations
 
@@ -28,29 +28,24 @@ from cellfluxrl.pipelines.generation import folder as generation_folder
 from cellfluxrl.pipelines.generation.controls import Controls, calibrated
 from cellfluxrl.pipelines.generation.files import FORMATS, SUFFIXES, write_dataset, write_image
 from cellfluxrl.pipelines.generation.treatments import Treatment
+from cellfluxrl.pipelines.outputs import Sampling
 from cellfluxrl.pipelines.selection import SELECTIONS, StreamingMatch
 from cellfluxrl.rewards.suite import RewardSuite
 from cellfluxrl.seeding import seeded_generator
 
 logger = logging.getLogger(__name__)
 
-# Of the table of a batch, what only the run itself needs to go on and to finish.
-BATCH_COLUMNS = ("statistics", "pixels")
+BATCH_COLUMNS = ("statistics", "pixels")  # of the table of a batch, which the final one does not have
 
 Job = tuple[int, int, int]  # control, treatment, sample
 
 
 @dataclass(frozen=True)
 class GenerationSettings:
-    """Args:
-    num_per_control: Images of each control and treatment.
-    best_of_n, selection, search, num_inference_steps, guidance_scale: As in [`CellFluxRLPipeline.__call__`].
-    seed: Decides the noise.
-    format: `"tiff"`, `"png"`, `"npy"` or `"parquet"`.
-    batch_size: Images that are generated, written and recorded together, and that go through the network at a
-        time.
-    calibrate: Whether the controls of each plate are brought to the intensities of those of training
-        ([`CellFluxPipeline.calibrate`]).
+    """What is generated of each control and treatment, and how; names of [`CellFluxRLPipeline.__call__`] are its.
+
+    The `batch_size` is that of the images that are generated, written and recorded together. To `calibrate` is to
+    bring the controls of each plate to the intensities of those of training ([`CellFluxPipeline.calibrate`]).
     """
 
     num_per_control: int = 1
@@ -70,35 +65,20 @@ class GenerationSettings:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be at least 0, got {self.seed}")
-        if self.format not in FORMATS:
-            raise unknown_name("format", self.format, FORMATS)
-        if self.selection not in SELECTIONS:
-            raise unknown_name("selection", self.selection, SELECTIONS)
-        if self.search is not None and self.search not in SEARCHES:
-            raise unknown_name("search", self.search, SEARCHES)
+        for name, allowed in (("format", FORMATS), ("selection", SELECTIONS), ("search", SEARCHES)):
+            value = getattr(self, name)
+            if value is not None and value not in allowed:
+                raise unknown_name(name, value, allowed)
         if self.best_of_n == 1 and (self.search or self.selection != "best"):
             what = f"search {self.search!r}" if self.search else f"selection {self.selection!r}"
             raise ValueError(f"{what} needs several candidates: pass best_of_n")
 
 
-def image_seed(seed: int, control_sha256: str, treatment: Treatment, sample: int) -> int:
-    """The seed of one image: a function of the run's seed, the control's pixels, the treatment and the sample alone.
-
-    Returns:
-        At least 0, below 2^63.
-    """
-    counters = (int(control_sha256, 16), treatment.key, sample)
-    return seeded_generator(seed, "generate", *counters).initial_seed()
-
-
 def candidate_generators(seed: int, count: int) -> list[torch.Generator]:
     """The generators of an image's candidates.
 
-    With them, the image whose `seed`, `best_of_n` and compound are in `generated.parquet` comes out of one call again.
-
-    Args:
-        seed: Of the image, see [`image_seed`].
-        count: `best_of_n`.
+    With them, the image whose `seed`, `best_of_n` (`count`) and compound are in `generated.parquet` comes out of one
+    call again.
 
     Example:
         >>> out = pipe(control, compound="taxol", generator=candidate_generators(seed, 1))         # doctest: +SKIP
@@ -114,29 +94,18 @@ def generate_images(
     settings: GenerationSettings,
     output_dir: str | Path,
     origin: Mapping[str, Any],
+    *,
     overwrite: bool = False,
 ) -> pd.DataFrame:
-    """Generate every control under every treatment, into files.
+    """Generate every control under every treatment, into files, and return `generated.parquet`: one row an image.
 
-    Each batch is recorded as soon as its images are written. The same call goes on after the last recorded batch, and
+    Each batch is recorded as soon as its images are written. The same call resumes after the last recorded batch, and
     what comes out is, on a CPU to the last bit, what one uninterrupted run gives.
 
     Args:
-        pipe: What generates.
-        controls: See [`open_controls`].
         treatments, conditions: See [`resolve_treatments`].
-        settings: What is generated, and how.
-        output_dir: Where the files go.
         origin: Goes into `provenance.json` as it is: names of the pipeline and of the controls.
         overwrite: Delete what an earlier run has left there.
-
-    Returns:
-        One row an image, as in `generated.parquet`.
-
-    Raises:
-        ValueError: If the folder holds images that were made otherwise or other things, another process writes to it,
-            or for what the pipeline refuses.
-        OSError: If a file cannot be written; what is finished is kept.
     """
     folder = Path(output_dir)
     _check_possible(pipe, controls, treatments, settings)
@@ -154,7 +123,7 @@ def generate_images(
         controls = calibrated(controls, pipe)
     run = _Run(pipe, controls, treatments, conditions, settings, folder)
     with locked(folder, f"another process is generating into {str(folder)!r}"):
-        sessions, is_complete = generation_folder.resume(folder, provenance, overwrite)
+        sessions, is_complete = generation_folder.resume(folder, provenance, overwrite=overwrite)
         if is_complete:
             logger.warning("%s is finished: there is nothing to do", folder)
             return pd.read_parquet(folder / generation_folder.TABLE)
@@ -167,16 +136,11 @@ def generate_images(
                 raise
             except OSError as error:
                 finished = f"{generation_folder.count_finished(folder)} of {len(run)} images are finished and kept"
-                raise OSError(f"{error}; {finished}: the same command goes on") from error
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Batches
-# --------------------------------------------------------------------------------------------------------------------
+                raise OSError(f"{error}; {finished}: the same command resumes") from error
 
 
 class _RecordingMatch(StreamingMatch):
-    """Keeps what is compared of the images that it has chosen since it was last asked, by MoA."""
+    """Records the vectors of the images that it has chosen, by MoA, until [`take`] returns them."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -189,12 +153,11 @@ class _RecordingMatch(StreamingMatch):
         return chosen
 
     def take(self) -> dict[str, np.ndarray]:
-        taken = {group: torch.cat(vectors).cpu().numpy() for group, vectors in self.recorded.items()}
-        self.recorded = {}
-        return taken
+        recorded, self.recorded = self.recorded, {}
+        return {group: torch.cat(vectors).cpu().numpy() for group, vectors in recorded.items()}
 
     def remember(self, table: pd.DataFrame, suite: RewardSuite) -> None:
-        """What an earlier session has chosen: sets of one candidate, of which there is only one choice."""
+        """Choose again what an earlier session has chosen: from sets of one candidate."""
         for moa, rows in table.groupby("moa", sort=False):
             vectors = torch.from_numpy(np.stack(rows["statistics"].tolist())).to(suite.device)
             self.select(vectors[:, None], suite.real_appearance(moa), moa)
@@ -215,7 +178,7 @@ class _Run:
         return len(self.controls.rows) * len(self.treatments) * self.settings.num_per_control
 
     def batches(self) -> Iterator[list[Job]]:
-        """All jobs; a call of the pipeline scores all of its images or none, and so does a batch."""
+        """All jobs; the pipeline scores all images of a call or none, so those of a batch are all scored or none."""
         for is_scored in (True, False):
             chosen = [k for k, treatment in enumerate(self.treatments) if treatment.is_scored == is_scored]
             jobs = product(range(len(self.controls.rows)), chosen, range(self.settings.num_per_control))
@@ -224,7 +187,13 @@ class _Run:
 
     @cached_property
     def _folder_names(self) -> list[str]:
-        return _folder_names(self.treatments)
+        """One for each treatment, none of which differ in case alone."""
+        names: list[str] = []
+        for number, treatment in enumerate(self.treatments):
+            name = file_name(treatment.label)
+            taken = {other.casefold() for other in names}
+            names.append(f"{name}_{number}" if name.casefold() in taken else name)
+        return names
 
     def file_name(self, control: int, treatment: int, sample: int) -> str:
         source = re.sub(r"\.\w+(?=\[|$)", "", self.controls.rows["control"].iloc[control])  # without its suffix
@@ -243,36 +212,27 @@ def _generate_rest(run: _Run, session: dict[str, Any]) -> None:
             finished = generation_folder.read_batch(run.folder, number) if is_leading else None
             if finished is None:
                 is_leading = False
-                table, images = _generate_batch(run, jobs, match)
-                _write_images(run, table, images)
+                table = _generate_batch(run, jobs, match)
                 generation_folder.record_batch(run.folder, number, table)
                 session["images"] += len(jobs)
             else:
-                progress.initial += len(jobs)  # is no part of the rate
+                progress.initial += len(jobs)  # does not count in the rate
                 if match is not None:
                     match.remember(finished, run.pipe.rewards)
             progress.update(len(jobs))
 
 
-def _write_images(run: _Run, table: pd.DataFrame, images: np.ndarray) -> None:
-    """Write the images of a batch to its files; those of a data set wait in the table of the batch."""
-    if run.settings.format == "parquet":
-        table["pixels"] = [image.tobytes() for image in images]
-        return
-    for name, image in zip(table["file"], images, strict=True):
-        write_image(contained_path(run.folder, *name.split("/")), image, run.pipe.channel_names)
-
-
-def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None) -> tuple[pd.DataFrame, np.ndarray]:
-    """Rows of the table, and the images as uint8."""
+def _generate_batch(run: _Run, jobs: Sequence[Job], match: _RecordingMatch | None) -> pd.DataFrame:
+    """Generate images and their rows of the table, and write the images; those of a data set wait in the rows."""
     settings, suite = run.settings, run.pipe.rewards
     treatments = [run.treatments[k] for _, k, _ in jobs]
     rows = run.controls.rows.iloc[[control for control, _, _ in jobs]].reset_index(drop=True)
+    # An image follows from the seed of the run, the pixels of its control, its treatment and its sample alone.
     seeds = [
-        image_seed(settings.seed, digest, treatment, sample)
+        seeded_generator(settings.seed, "generate", int(digest, 16), treatment.key, sample).initial_seed()
         for digest, treatment, (_, _, sample) in zip(rows["control_sha256"], treatments, jobs, strict=True)
     ]
-    read = {control: run.controls.read(control) for control in dict.fromkeys(control for control, _, _ in jobs)}
+    read = {control: run.controls.read(control) for control in {control for control, _, _ in jobs}}
     is_scored = treatments[0].is_scored
     output = run.pipe(
         np.stack([read[control] for control, _, _ in jobs]),
@@ -288,8 +248,13 @@ def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None
         output_type="pt",
         **({} if settings.search else {"batch_invariant": True}),
     )
-    if settings.format in SUFFIXES:
+    images = to_uint8(output.images)
+    if settings.format == "parquet":
+        rows["pixels"] = [image.tobytes() for image in images]
+    else:
         rows.insert(0, "file", [run.file_name(*job) for job in jobs])
+        for name, image in zip(rows["file"], images, strict=True):
+            write_image(contained_path(run.folder, *name.split("/")), image, run.pipe.channel_names)
     table = rows.assign(
         compound=[treatment.compound for treatment in treatments],
         concentration=np.array([treatment.concentration for treatment in treatments], dtype=float),
@@ -309,30 +274,28 @@ def _generate_batch(run: _Run, jobs: Sequence[Job], match: StreamingMatch | None
         table["statistics"] = None
         for moa, vectors in match.take().items():
             table.loc[table["moa"] == moa, "statistics"] = pd.Series(list(vectors), table.index[table["moa"] == moa])
-    return table, to_uint8(output.images)
+    return table
 
 
 def _finish(run: _Run) -> pd.DataFrame:
     """Join the batches into the table and, if that is the format, the data set."""
-    count = sum(1 for _ in run.batches())
 
     def finished() -> Iterator[pd.DataFrame]:
-        for number in range(count):
+        for number, _ in enumerate(run.batches()):
             table = generation_folder.read_batch(run.folder, number)
             if table is None:
                 raise OSError(f"batch {number} was finished and is gone from {run.folder}")
             yield table
 
-    table = pd.concat(
-        [batch.drop(columns=list(BATCH_COLUMNS), errors="ignore") for batch in finished()], ignore_index=True
-    )
+    tables = [batch.drop(columns=list(BATCH_COLUMNS), errors="ignore") for batch in finished()]
+    table = pd.concat(tables, ignore_index=True)
     if run.settings.format == "parquet":
         shape = (len(run.pipe.channel_names), *run.controls.read(0).shape[1:])
         batches = (
             (batch, np.frombuffer(b"".join(batch["pixels"]), np.uint8).reshape(len(batch), *shape))
             for batch in finished()
         )
-        table.insert(0, "file", write_dataset(run.folder, batches, run.pipe.channel_names))
+        table.insert(0, "file", write_dataset(run.folder, batches, run.pipe.channel_names, shape))
     if "within_range" in table:
         table["within_range"] = table["within_range"].astype("boolean")
     write_whole(run.folder / generation_folder.TABLE, lambda partial: table.to_parquet(partial, index=False))
@@ -341,24 +304,14 @@ def _finish(run: _Run) -> pd.DataFrame:
 
 @contextlib.contextmanager
 def _quiet_pipeline() -> Iterator[None]:
-    """Without a warning for each batch: how many images are within the range is in the table, and said in the end."""
-    warned = logging.getLogger("cellfluxrl.pipelines.cellflux_rl")
-    level = warned.level
-    warned.setLevel(logging.ERROR)
+    """Warn of no batch: how many images are within the range is in the table, and is reported in the end."""
+    pipeline_logger = logging.getLogger("cellfluxrl.pipelines.cellflux_rl")
+    level = pipeline_logger.level
+    pipeline_logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        warned.setLevel(level)
-
-
-def _folder_names(treatments: Sequence[Treatment]) -> list[str]:
-    """One for each treatment, none of which differ in case alone."""
-    names: list[str] = []
-    for number, treatment in enumerate(treatments):
-        name = file_name(treatment.label)
-        taken = {other.casefold() for other in names}
-        names.append(f"{name}_{number}" if name.casefold() in taken else name)
-    return names
+        pipeline_logger.setLevel(level)
 
 
 def _check_possible(
@@ -380,8 +333,8 @@ def _check_possible(
             "%d compounds have no mechanism that the rewards know, and are not scored: %s",
             *(len(unscored), ", ".join(treatment.label for treatment in unscored[:10])),
         )
-    first = torch.from_numpy(controls.read(0))[None]
-    pipe.check_inputs(first, 1, settings.best_of_n, settings.guidance_scale, batch_size=settings.batch_size)
+    sampling = Sampling(settings.num_inference_steps, settings.guidance_scale, batch_size=settings.batch_size)
+    pipe.check_inputs(torch.from_numpy(controls.read(0))[None], 1, settings.best_of_n, sampling)
 
 
 def _fingerprint(component: Any) -> str | None:

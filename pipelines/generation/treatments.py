@@ -19,11 +19,9 @@ COLUMNS = ("compound", "concentration", "smiles", "moa")
 
 @dataclass(frozen=True)
 class Treatment:
-    """One compound, at one concentration.
+    """One compound, at one concentration in uM.
 
     Args:
-        compound: Its name.
-        concentration: In uM.
         smiles: Its structure; needed for a compound that the pipeline does not know by name.
         moa: The mechanism of action that its images are scored for.
         is_scored: Whether the pipeline has rewards for that mechanism.
@@ -50,9 +48,6 @@ class Treatment:
 def parse_treatments(texts: Sequence[str]) -> list[Treatment]:
     """Read `NAME` or `NAME:CONCENTRATION`, the latter in uM.
 
-    Raises:
-        ValueError: If what follows the colon is no number, or there is no name.
-
     Example:
         >>> [treatment.label for treatment in parse_treatments(["taxol", "nocodazole:0.1"])]
         ['taxol', 'nocodazole 0.1 uM']
@@ -70,12 +65,7 @@ def parse_treatments(texts: Sequence[str]) -> list[Treatment]:
 
 
 def read_treatments(path: str | Path) -> list[Treatment]:
-    """Read a CSV file with the column `compound` and, where wanted, `concentration` (uM), `smiles` and `moa`.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: For another column, or a value that cannot be used, with its line.
-    """
+    """Read a CSV file with the column `compound` and, where wanted, `concentration` (uM), `smiles` and `moa`."""
     path = Path(path)
     table = read_table(path, ["compound"])
     for column in table.columns:
@@ -98,55 +88,38 @@ def read_treatments(path: str | Path) -> list[Treatment]:
 def resolve_treatments(
     treatments: Sequence[Treatment], pipe: CellFluxRLPipeline
 ) -> tuple[list[Treatment], torch.Tensor]:
-    """Look compounds up in the table of a pipeline, and encode them.
+    """Look compounds up in the table of a pipeline, and encode them; a SMILES that is given is used.
 
-    Args:
-        treatments: As they were read. A SMILES that is given is used, whatever the name.
-        pipe: Whose network, compounds and rewards.
-
-    Returns:
-        The treatments with their `smiles`, `moa` and `is_scored` filled in as far as they are known, and their
-        conditions of shape `(len(treatments), D)`.
-
-    Raises:
-        ValueError: For a compound without a SMILES that the pipeline does not know, one that is there twice, a
-            concentration that is missing or not wanted, or a mechanism that the rewards were not fitted on.
+    Returned are the treatments with their `smiles`, `moa` and `is_scored` filled in as far as they are known, and
+    their conditions `(len(treatments), D)`.
     """
     if pipe.unet.config.condition_dim is None:
         raise ValueError("this pipeline's network is unconditional: it generates no treated cells of a compound")
     resolved, conditions = [], []
     for treatment in treatments:
-        entry = pipe.encoder.config.compounds.get(treatment.compound)
+        name, dose = treatment.compound, treatment.concentration
+        entry = pipe.encoder.config.compounds.get(name)
         if entry is None and treatment.smiles is None:
-            error = unknown_name("compound", treatment.compound, pipe.encoder.names)
+            error = unknown_name("compound", name, pipe.encoder.names)
             raise ValueError(f"{error}. Any other compound needs its SMILES, in --compounds_file")
-        _check_concentration(treatment, pipe)
+        if pipe.is_conditioned_on_dose and dose is None:
+            raise ValueError(
+                f"this network is conditioned on the concentration: give that of {name!r} in uM, {name}:0.1"
+            )
+        if not pipe.is_conditioned_on_dose and dose is not None:
+            raise ValueError(f"{name}:{dose:g}: this network is not conditioned on the concentration; leave it out")
         smiles = treatment.smiles or entry["smiles"]
         is_known = entry is not None and smiles == entry["smiles"]
-        by = {"compound": treatment.compound} if is_known else {"smiles": smiles}
-        conditions.append(pipe.encode_condition(1, **by, concentration=treatment.concentration))
+        by = {"compound": name} if is_known else {"smiles": smiles}
+        conditions.append(pipe.encode_condition(1, **by, concentration=dose))
         moa = treatment.moa or (entry.get("moa") if is_known else None) or None
         if pipe.rewards is not None and treatment.moa:
             pipe.rewards.check_moas([treatment.moa])
-        resolved.append(replace(treatment, smiles=smiles, moa=moa, is_scored=_is_scored(moa, pipe)))
+        is_scored = pipe.rewards is not None and moa in pipe.rewards.moas
+        is_scored = is_scored and bool(pipe.rewards.count[pipe.rewards.moas.index(moa)] > 0)
+        resolved.append(replace(treatment, smiles=smiles, moa=moa, is_scored=is_scored))
     identities = [(t.compound, t.concentration, t.smiles) for t in resolved]
     for treatment, identity in zip(resolved, identities, strict=True):
         if identities.count(identity) > 1:
             raise ValueError(f"{treatment.label!r} is there more than once: several images are --num_per_control")
     return resolved, torch.cat(conditions)
-
-
-def _check_concentration(treatment: Treatment, pipe: CellFluxRLPipeline) -> None:
-    name = treatment.compound
-    if pipe.is_conditioned_on_dose and treatment.concentration is None:
-        raise ValueError(f"this network is conditioned on the concentration: give that of {name!r} in uM, {name}:0.1")
-    if not pipe.is_conditioned_on_dose and treatment.concentration is not None:
-        raise ValueError(
-            f"{name}:{treatment.concentration:g}: this network is not conditioned on the concentration; leave it out"
-        )
-
-
-def _is_scored(moa: str | None, pipe: CellFluxRLPipeline) -> bool:
-    if pipe.rewards is None or moa not in pipe.rewards.moas:
-        return False
-    return bool(pipe.rewards.count[pipe.rewards.moas.index(moa)] > 0)

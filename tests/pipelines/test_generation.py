@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cellfluxrl import CellFluxFlowMatchScheduler, CellFluxPipeline, CellFluxUNet2DModel, CompoundEncoder
-from cellfluxrl.pipelines.cellflux import _check_size
+from cellfluxrl.pipelines.inputs import check_size
 from cellfluxrl.training.demo import SHIPPED_BASE
 
 COMPOUNDS = ["taxol", "DMSO", "nocodazole"]
@@ -139,10 +139,10 @@ def test_a_size_that_does_not_fit_is_told_the_nearest(generate):
 @given(st.integers(1, 200), st.integers(1, 200), st.sampled_from([1, 2, 8, 16]))
 def test_the_size_that_is_proposed_fits_and_is_near(height, width, factor):
     try:
-        _check_size(torch.zeros(1, 1, height, width), factor)
+        check_size(torch.zeros(1, 1, height, width), factor)
     except ValueError as error:
         proposed = tuple(int(side) for side in re.findall(r"nearest that fits is \((\d+), (\d+)\)", str(error))[0])
-        _check_size(torch.zeros(1, 1, *proposed), factor)
+        check_size(torch.zeros(1, 1, *proposed), factor)
         assert all(abs(a - b) <= max(factor / 2, factor - b) for a, b in zip(proposed, (height, width), strict=True))
     else:
         assert height % factor == width % factor == 0

@@ -243,7 +243,8 @@ def test_a_data_set_of_any_channels_and_size_keeps_every_pixel(tmp_path, channel
     table = pd.DataFrame({"control": [f"{i}.tiff" for i in range(5)], **treated})
     names = [f"channel_{k}" for k in range(channels)]
     parts = [(table[:3], images[:3]), (table[3:], images[3:])]
-    assert write_dataset(tmp_path / "set", parts, names) == ["data/test/generated-00000.parquet"] * 5
+    written = write_dataset(tmp_path / "set", parts, names, images.shape[1:])
+    assert written == ["data/test/generated-00000.parquet"] * 5
     cells = datasets.load_dataset(str(tmp_path / "set"), cache_dir=str(tmp_path / "cache"))["test"]
     np.testing.assert_array_equal(open_images(cells)[:], images)
     assert channel_names_of(cells) == tuple(names)
@@ -494,7 +495,9 @@ def test_a_full_disk_is_one_clear_line_and_what_is_finished_stays(run, monkeypat
     shutil.rmtree("out")
     Stop(monkeypatch, 1, OSError(28, "No space left on device", "out/images"))
     error = run(TWO, status=2)
-    assert "No space left on device: 'out/images'; 3 of 8 images are finished and kept: the same command goes" in error
+    assert (
+        "No space left on device: 'out/images'; 3 of 8 images are finished and kept: the same command resumes" in error
+    )
     run(TWO)
     assert contents() == expected
 

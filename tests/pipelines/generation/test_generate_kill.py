@@ -99,7 +99,7 @@ def test_a_file_system_that_takes_no_more_is_an_error_without_noise(home, monkey
     _, error = limited.communicate(timeout=80)
     assert limited.returncode == 2, error
     assert "File too large" in error
-    assert "80 of 80 images are finished and kept: the same command goes on" in error
+    assert "80 of 80 images are finished and kept: the same command resumes" in error
     assert "Traceback" not in error
     assert "Exception ignored" not in error
     assert cli.main(shlex.split(line)) == 0
