@@ -17,28 +17,20 @@ RESULTS_SCHEMA = ("cellfluxrl/evaluation", 1)
 
 
 def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`.
+    """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`, from the folder of a pipeline.
 
-    Args:
-        folder: A saved pipeline. If they are there, `training.json` and `log.jsonl` of the training scripts,
-            `results.json` of `cellfluxrl evaluate` and a picture, `samples.png` or the last of `samples/`, are told of
-            too.
-        repo_id: Where it is published.
-        license: A licence identifier of the Hub; by default that of the training data.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
+    It reports `training.json` and `log.jsonl` of the training scripts, `results.json` of `cellfluxrl evaluate` and a
+    picture, `samples.png` or the last of `samples/`, as far as they are there.
 
     Raises:
-        ValueError: If the results are of other weights, or of another version of the file.
+        ValueError: As [`read_evaluation`] says.
     """
     folder = Path(folder)
     name = read_json(folder / PIPELINE_INDEX)["_class_name"]
     is_rl = (name[1] if isinstance(name, list) else name) == "CellFluxRLPipeline"
-    unet, scheduler, encoder = (
-        read_json(folder / path)
-        for path in ("unet/config.json", "scheduler/scheduler_config.json", "encoder/config.json")
-    )
+    unet = read_json(folder / "unet/config.json")
+    scheduler = read_json(folder / "scheduler/scheduler_config.json")
+    encoder = read_json(folder / "encoder/config.json")
     compounds = encoder.get("compounds") or {}
     suite = folder / "rewards" / "config.json"
     evaluation = read_evaluation(folder)
@@ -126,15 +118,9 @@ def _shown(interval: Mapping[str, float | None] | None) -> str:
 
 def _shown_by_the_hub(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """What was never optimised, and what was, in one number."""
-    return [
-        (
-            row["name"],
-            f"{row['name']} ({'optimised' if row['optimised'] else 'held out'})",
-            float(f"{row['value']:.4g}"),
-        )
-        for row in rows
-        if row["value"] is not None and (not row["optimised"] or row["name"] == "combined")
-    ]
+    shown = [row for row in rows if row["value"] is not None and (not row["optimised"] or row["name"] == "combined")]
+    kinds = {True: "optimised", False: "held out"}
+    return [(r["name"], f"{r['name']} ({kinds[r['optimised']]})", float(f"{r['value']:.4g}")) for r in shown]
 
 
 def _example(compounds: Mapping[str, Any]) -> str:

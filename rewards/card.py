@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
-from typing import Any, Protocol
+from typing import TYPE_CHECKING
 
-import torch
 from huggingface_hub import ModelCardData
 
 from cellfluxrl.hub.cards import render_card
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.statistics import FEW_IMAGES
-from cellfluxrl.rewards.terms import Reward
+
+if TYPE_CHECKING:
+    from cellfluxrl.rewards.suite import RewardSuite
 
 
-class FittedSuite(Protocol):
-    """What a card says of a [`RewardSuite`]."""
-
-    config: Any
-    classifier: Any
-    moas: Sequence[str]
-    channel_names: Sequence[str]
-    statistic_names: Sequence[str]
-    rewards: Sequence[Reward]
-    looks_at: Mapping[str, Set[str]]
-    weights: dict[str, float]
-    count: torch.Tensor
-    mean: torch.Tensor
-    std: torch.Tensor
-
-    def separability(self) -> dict[str, float]: ...
-
-
-def suite_card(suite: FittedSuite) -> str:
-    """Fill in `model_cards/rewards.md`.
-
-    Args:
-        suite: A fitted one; of one that is not, the card says that nothing can be scored.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
-    """
+def suite_card(suite: RewardSuite) -> str:
+    """Fill in `model_cards/rewards.md`; of a suite that is not fitted, it says that nothing can be scored."""
     counts = dict(zip(suite.moas, suite.count.tolist(), strict=True))
     known = [moa for moa, count in counts.items() if count]
     separability = separability_text(suite) if known else {}
@@ -82,20 +57,20 @@ def suite_card(suite: FittedSuite) -> str:
     )
 
 
-def statistics_text(suite: FittedSuite, moa: str) -> list[str]:
+def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
     """Mean ± standard deviation of each of the suite's statistics in real cells of a MoA."""
     k = suite.moas.index(moa)
     pairs = zip(suite.mean[k].tolist(), suite.std[k].tolist(), strict=True)
     return [f"{_three_digits(mean)} ± {_three_digits(std)}" for mean, std in pairs]
 
 
-def separability_text(suite: FittedSuite) -> dict[str, str]:
-    """Separability of the statistics that know nothing of an image's true MoA.
+def separability_text(suite: RewardSuite) -> dict[str, str]:
+    """Separability of the statistics that do not use an image's true MoA.
 
-    The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.
+    The classifier's log-odds are those of the true MoA: the better it knows every MoA, the more alike they are.
     """
-    knowing = {name for name, looks in suite.looks_at.items() if looks & {"classifier", "moa"}}
-    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name not in knowing}
+    uses_moa = {name for name, looks in suite.looks_at.items() if looks & {"classifier", "moa"}}
+    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name not in uses_moa}
 
 
 def _three_digits(number: float) -> str:

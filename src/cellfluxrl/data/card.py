@@ -20,24 +20,14 @@ TAGS = ("biology", "microscopy", "single-cell", "drug-discovery", "cellfluxrl")
 
 @dataclass(frozen=True)
 class Origin:
-    """What the card says that depends on where the cells come from.
+    """What the card says that depends on where the cells come from."""
 
-    Args:
-        title: Of the data set.
-        what: What the cells are and who imaged them.
-        limits: What the data must not be taken for.
-        terms: The licence, in words.
-        citation: What to cite.
-        license: The fields `license`, and for a licence of one's own `license_name` and `license_link`, of the card's
-            metadata.
-    """
-
-    title: str
-    what: str
-    limits: tuple[str, ...]
-    terms: str
+    title: str  # of the data set
+    what: str  # the cells are, and who imaged them
+    limits: tuple[str, ...]  # what the data must not be taken for
+    terms: str  # the licence, in words
     citation: str
-    license: dict[str, str]
+    license: dict[str, str]  # the card's `license`, and for a custom one `license_name` and `license_link`
 
 
 _REAL_LIMITS = (
@@ -138,15 +128,11 @@ SPLITS = {
 
 
 def dataset_card(report: dict) -> str:
-    """Fill in `model_cards/dataset.md`.
+    """Fill in `model_cards/dataset.md` from the report of a build, as in `build_report.json`.
 
-    Args:
-        report: The report of a build, as in `build_report.json`. A `"folder"` is described by the user, with `license`
-            (a licence identifier of the Hub), and if wanted `license_name`, `license_link`, `title`, `description` and
-            `citation`. Without `license` the card has none, and [`push_dataset`] refuses it.
-
-    Returns:
-        Markdown with a YAML header that `datasets.load_dataset` and the Hub read.
+    A `"folder"` is described by the user, with `license` (a licence identifier of the Hub), and if wanted
+    `license_name`, `license_link`, `title`, `description` and `citation`. Without `license` the card has none, and
+    [`push_dataset`] refuses it.
 
     Raises:
         ValueError: If the report's source is unknown.
@@ -191,7 +177,7 @@ class _Unknown:
 
 
 def _described(origin: Origin, report: dict) -> Origin:
-    """The user's own words in place of ours."""
+    """The user's words in place of ours."""
     license = {key: report[key] for key in LICENSE_FIELDS if report.get(key)}
     link = f" ({report['license_link']})" if report.get("license_link") else ""
     return replace(
@@ -213,36 +199,28 @@ def _metadata(report: dict, origin: Origin, counts: pd.DataFrame) -> str:
     """The YAML header. With the features and the row counts in it, `load_dataset` notices what is missing."""
     splits = _splits(counts)
     rows = counts.groupby("split")["cells"].sum()
+    files = [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits]
     card = DatasetCardData(
         **origin.license,
         pretty_name=origin.title,
         task_categories=["image-classification", "image-to-image"],
         tags=[*TAGS],
         size_categories=[_size_category(int(counts["cells"].sum()))],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": files}],
     )
+    lengths = [{"name": split, "num_examples": int(rows[split])} for split in splits]
     info = datasets.DatasetInfo(
         features=cell_features(report["channel_names"], report["image_size"], published=True),
-        splits=datasets.SplitDict.from_split_dict(
-            [{"name": split, "num_examples": int(rows[split])} for split in splits]
-        ),
+        splits=datasets.SplitDict.from_split_dict(lengths),
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(card)
     return card.to_yaml()
 
 
 def _size_category(cells: int) -> str:
-    """The Hub's size of a data set of so many rows."""
-    names = ["1K", "10K", "100K", "1M", "10M"]
-    for exponent, (low, high) in enumerate(zip([None, *names], names, strict=False), start=3):
-        if cells < 10**exponent:
-            return f"{low}<n<{high}" if low else f"n<{high}"
-    return "10M<n<100M"
+    """The Hub's size of a data set of so many rows, up to 100 million."""
+    sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
+    return next((size for exponent, size in enumerate(sizes, start=3) if cells < 10**exponent), "10M<n<100M")
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -250,6 +228,4 @@ def _markdown(table: pd.DataFrame) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") or "–" for cell in cells) + " |"
 
     rules = ["---:" if pd.api.types.is_numeric_dtype(table[name]) else "---" for name in table.columns]
-    return "\n".join(
-        [line(list(table.columns)), line(rules), *(line(row) for row in table.astype(object).values.tolist())]
-    )
+    return "\n".join(line(row) for row in [list(table.columns), rules, *table.astype(object).values.tolist()])

@@ -18,13 +18,12 @@ SHEET_NAME = "contact_sheet.png"
 NO_LICENSE = ("", "unknown", "none")
 
 
-def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload a data set to the Hugging Face Hub in one commit, so that nobody ever loads half of it.
 
     The Parquet files, `README.md`, `build_report.json` and, if it is there, `contact_sheet.png` are sent, after a
-    check that they are complete; other files in the folder are not. Parquet files of an earlier version that are no
-    longer part of the data set are removed in the same commit. After an interruption call it again: what has arrived
-    at the Hub is not sent again.
+    check that they are complete; Parquet files of an earlier version are removed. Repeat it after an interruption:
+    what has arrived at the Hub is not sent again.
 
     Args:
         folder: What `cellfluxrl data build` wrote.
@@ -45,23 +44,13 @@ def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token:
         >>> push_dataset("my_cells", "my-lab/my-cells", private=True)                 # doctest: +SKIP
     """
     check_repo_id(repo_id)
-    return push_files(
-        folder,
-        checked_files(folder),
-        repo_id,
-        repo_type="dataset",
-        commit_message="Data set of single cells, made with CellFluxRL",
-        private=private,
-        token=token,
-        replaces="data/*.parquet",
-    )
+    message = "Data set of single cells, made with CellFluxRL"
+    how = {"private": private, "token": token, "replaces": ["data/*.parquet"]}
+    return push_files(folder, checked_files(folder), repo_id, "dataset", message, **how)
 
 
 def checked_files(folder: str | Path) -> list[str]:
-    """Check that a folder holds a complete data set.
-
-    Returns:
-        The files to publish, relative to the folder.
+    """Check that a folder holds a complete data set; return the files to publish, relative to the folder.
 
     Raises:
         ValueError: If the build did not finish, or files are missing, unreadable, have another number of rows than

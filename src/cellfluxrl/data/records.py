@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, try_to_load_from_cache
 
+import cellfluxrl
 from cellfluxrl.data.card import LICENSE_FIELDS, ORIGINS
 from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.files import write_whole
@@ -20,19 +20,12 @@ from cellfluxrl.hub.push import RECORD_NAME
 
 
 def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping[str, Any]) -> None:
-    """Write `training.json`.
-
-    Args:
-        output_dir: Where the script saves.
-        script: Its name: `"pretrain"`, `"moa"` or `"rl"`.
-        args: Its arguments, a dataclass.
-        splits: The cells that it was trained on, and the held-out ones.
-    """
+    """Write `training.json` of the `script` `"pretrain"`, `"moa"` or `"rl"`, with its arguments and its cells."""
     settings = dataclasses.asdict(args)
     base = settings.get("pretrained_model_name_or_path")
     record = {
         "script": script,
-        "cellfluxrl": version("cellfluxrl"),
+        "cellfluxrl": cellfluxrl.__version__,
         "settings": settings,
         "data": describe_data(args.dataset_name, splits),
         "base": read_record(base) if base else None,
@@ -67,7 +60,7 @@ def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any
 
 
 def _is_on_hub(name: str) -> bool:
-    """Whether that is a repository; only where the script runs can it be told from a folder."""
+    """Whether that is a repository and not a folder, which is known only where the script runs."""
     return is_repo_id(name) and not Path(name).exists()
 
 

@@ -9,7 +9,7 @@ from huggingface_hub import get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-GO_ON = "run the same command again: it goes on, and does not send again what has arrived"
+RETRY = "run the same command again: it resumes, and does not send again what has arrived"
 
 
 def check_token(token: str | None = None) -> None:
@@ -41,32 +41,27 @@ def readable_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # requests, httpx and its successor share no base class
-        response = _response_of(error)
-        if response is None:
-            raise ConnectionError(f"the Hub cannot be reached ({first_line(error)}); {GO_ON}") from error
-        status = response.status_code
-        if status == 401:
-            raise PermissionError(
-                "the Hub does not accept the access token (401): run `hf auth login` with one that may write to "
-                f"{repo_id}"
-            ) from error
-        if status in (403, 404):
-            raise PermissionError(
-                f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
-                "check the name, and that the token has the right to write"
-            ) from error
-        if status == 400:
-            raise ValueError(f"the Hub refuses what was sent to {repo_id}: {' '.join(str(error).split())}") from error
-        raise ConnectionError(f"the Hub failed with status {status} ({first_line(error)}); {GO_ON}") from error
+        raise _explained(error, repo_id) from error
 
 
-def _response_of(error: BaseException | None):
-    """The Hub's answer, which may be wrapped in other errors."""
-    while error is not None:
-        if isinstance(error, HfHubHTTPError):
-            return error.response
-        error = error.__cause__
-    return None
+def _explained(error: Exception, repo_id: str) -> Exception:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None:
+        return ConnectionError(f"the Hub cannot be reached ({first_line(error)}); {RETRY}")
+    status = cause.response.status_code
+    if status == 400:
+        return ValueError(f"the Hub refuses what was sent to {repo_id}: {' '.join(str(error).split())}")
+    if status == 401:
+        advice = f"run `hf auth login` with one that may write to {repo_id}"
+        return PermissionError(f"the Hub does not accept the access token (401): {advice}")
+    if status in (403, 404):
+        return PermissionError(
+            f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
+            "check the name, and that the token has the right to write"
+        )
+    return ConnectionError(f"the Hub failed with status {status} ({first_line(error)}); {RETRY}")
 
 
 def first_line(error: BaseException) -> str:

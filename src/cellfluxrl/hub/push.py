@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
 from huggingface_hub.errors import HfHubHTTPError
@@ -28,41 +27,28 @@ def push_files(
     repo_id: str,
     repo_type: str,
     commit_message: str,
+    *,
     private: bool = False,
     token: str | None = None,
-    replaces: str | Sequence[str] = (),
+    replaces: Sequence[str] = (),
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
-
-    After an interruption call it again: what has arrived at the Hub is not sent again.
+    """Upload files to a repository in one commit, so that nobody ever loads half of them; return its address.
 
     Args:
-        folder: Where the files are.
-        files: Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
-        repo_id: `"owner/name"`; the repository is created where there is none.
+        files: Names relative to the folder. A card, `README.md`, is among them or `texts`.
         repo_type: `"dataset"` or `"model"`.
-        commit_message: One line.
-        private: Whether only its owner may read a new repository.
-        token: An access token with the right to write; by default the one of `hf auth login`.
-        replaces: Files of the repository whose names match one of these patterns (as in a shell) and that are not sent
-            are removed in the same commit: they are of an earlier version.
+        replaces: Files of the repository that match one of these patterns (as in a shell) and are not sent are removed
+            in the same commit: they are of an earlier version.
         texts: Files that are not in the folder, by name; they win over those that are.
-
-    Returns:
-        The repository's address.
 
     Raises:
         ValueError: If the card has placeholders or is refused by the Hub, the repository's name is malformed, or it is
             public and `private` was asked for.
         PermissionError: If there is no token, or it may not write there.
         ConnectionError: If the Hub cannot be reached or fails.
-
-    Example:
-        >>> push_files("cells", ["README.md"], "my-lab/cells", "dataset", "A card")   # doctest: +SKIP
     """
     folder, texts = Path(folder), texts or {}
-    patterns = [replaces] if isinstance(replaces, str) else replaces
     check_repo_id(repo_id)
     if CARD_NAME in texts:
         card = parse_card(texts[CARD_NAME], f"the card of {folder}", repo_type)
@@ -82,15 +68,11 @@ def push_files(
     additions = [CommitOperationAdd(name, folder / name) for name in files if name not in texts]
     additions += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
     with readable_errors(repo_id):
-        present = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
-        stale = sorted(name for name in present if any(fnmatch(name, pattern) for pattern in patterns))
+        others = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
+        stale = sorted(name for name in others if any(fnmatch(name, pattern) for pattern in replaces))
+        operations = additions + [CommitOperationDelete(name) for name in stale]
         # Not upload_folder, which may spread a large folder over several commits.
-        api.create_commit(
-            repo_id,
-            additions + [CommitOperationDelete(name) for name in stale],
-            commit_message=commit_message,
-            repo_type=repo_type,
-        )
+        api.create_commit(repo_id, operations, commit_message=commit_message, repo_type=repo_type)
     return str(url)
 
 
@@ -105,30 +87,21 @@ def _refusal(card: RepoCard) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What is in a folder that was saved
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def component_files(folder: Path, component: str = "") -> list[str]:
     """The configuration, weights and card of a component, relative to the folder of its pipeline.
 
     Raises:
         ValueError: If it has no configuration or no weights.
     """
-    names = [
-        path.relative_to(folder).as_posix()
-        for pattern in ("*.json", "*.safetensors", CARD_NAME if component else "")
-        if pattern
-        for path in sorted((folder / component).glob(pattern))
-        if path.name not in (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
-    ]
-    is_scheduler = any(name.endswith("scheduler_config.json") for name in names)
-    for what, ending, needed in (
-        ("configuration", "config.json", True),
-        ("weights", ".safetensors", not is_scheduler),
-    ):
-        if needed and not any(name.endswith(ending) for name in names):
+    patterns = ["*.json", "*.safetensors", *([CARD_NAME] if component else [])]
+    records = (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
+    paths = [path for pattern in patterns for path in sorted((folder / component).glob(pattern))]
+    names = [path.relative_to(folder).as_posix() for path in paths if path.name not in records]
+    needed = {"configuration": "config.json", "weights": ".safetensors"}
+    if any(name.endswith("scheduler_config.json") for name in names):
+        del needed["weights"]
+    for what, ending in needed.items():
+        if not any(name.endswith(ending) for name in names):
             raise ValueError(f"{str(folder / component)!r} has no {what}: save the whole of it again")
     return names
 
@@ -149,21 +122,17 @@ def find_picture(folder: Path) -> str | None:
 def without_paths(config: str) -> str:
     """A configuration without the folder that it was once loaded from, which is nobody's business."""
 
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(own) for key, own in value.items() if key != "_name_or_path"}
-        return value
+    def cleaned(entries: dict) -> dict:
+        return {key: value for key, value in entries.items() if key != "_name_or_path"}
 
-    return json.dumps(cleaned(json.loads(config)), indent=2, sort_keys=True) + "\n"
+    return json.dumps(json.loads(config, object_hook=cleaned), indent=2, sort_keys=True) + "\n"
 
 
 def copy_records(source: str | Path | None, folder: str | Path) -> None:
-    """Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
+    """Copy what is recorded of training and evaluation to where a pipeline or classifier was saved anew.
 
-    Args:
-        source: That folder, if it is one.
-        folder: Where a pipeline or classifier was saved. If the weights, of a pipeline those of its network, are
-            others by now, nothing is copied.
+    Nothing is copied if the `source` that it was loaded from is not a folder, or its weights (of a pipeline those of
+    the network) are others by now.
     """
     folder = Path(folder)
     source = Path(source) if source else None

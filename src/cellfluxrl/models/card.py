@@ -23,7 +23,7 @@ STAGES = {
     "rl": "Post-training with biological rewards",
     "moa": "Training on labelled cells",
 }
-# Of the settings of a script, what says something about this machine or where things go, and nothing of the model.
+# Of the settings of a script, what describes this machine or where things go, and not the model.
 PRIVATE = {
     *("output_dir", "data_dir", "report_to", "cpu", "push_to_hub", "hub_model_id", "private"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "log_steps", "sample_steps"),
@@ -42,17 +42,7 @@ NO_CITATION = "Name CellFluxRL and its version."
 
 
 def classifier_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """Fill in `model_cards/classifier.md`.
-
-    Args:
-        folder: A saved `MoAClassifier`. If they are there, `training.json`, `log.jsonl` and `metrics.json` of
-            `cellfluxrl moa` are told of too.
-        repo_id: Where it is published.
-        license: A licence identifier of the Hub; by default that of the training data.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
-    """
+    """Fill in `model_cards/classifier.md` for the folder of a `MoAClassifier`, with what `cellfluxrl moa` recorded."""
     folder = Path(folder)
     config = read_json(folder / "config.json")
     record = read_record(folder) or {}
@@ -87,12 +77,9 @@ def model_card(
     methods: tuple[str, ...] = (),
     **facts: Any,
 ) -> str:
-    """Fill in a card with what is told of every trained model: how it was trained, on which data, under which terms.
+    """Fill in a card with what is said of every trained model: how it was trained, on which data, under which terms.
 
     Args:
-        template: Its file name.
-        folder: Where the model was saved, with `training.json` and `log.jsonl` if they are known.
-        repo_id: Where it is published.
         license: A licence identifier of the Hub; by default that of the training data.
         task: What the Hub calls it.
         tested_on: The data set whose held-out cells the results are of.
@@ -158,6 +145,7 @@ def parameter_count(folder: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
@@ -166,7 +154,7 @@ def _stages(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     if not record:
         return []
     settings = {name: _public(value) for name, value in record["settings"].items() if name not in PRIVATE}
-    own = {
+    stage = {
         "what": STAGES[record["script"]],
         "version": record["cellfluxrl"],
         "settings": {name: value for name, value in settings.items() if value is not None},
@@ -174,9 +162,9 @@ def _stages(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         "moas": record["data"]["moas"],
     }
     earlier = _stages(record.get("base"))
-    if earlier and earlier[-1]["data"] == own["data"]:
-        own |= {"data": "the same.", "moas": []}
-    return [*earlier, own]
+    if earlier and earlier[-1]["data"] == stage["data"]:
+        stage |= {"data": "the same.", "moas": []}
+    return [*earlier, stage]
 
 
 def _public(value: Any) -> Any:
