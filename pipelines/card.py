@@ -8,9 +8,10 @@ from typing import Any
 
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.records import read_record
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.download import PIPELINE_INDEX
 from cellfluxrl.hub.push import RESULTS_NAME, find_picture
-from cellfluxrl.models.card import data_name, model_card, parameter_count, read_json
+from cellfluxrl.models.card import data_name, model_card, parameter_count
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 
 RESULTS_SCHEMA = ("cellfluxrl/evaluation", 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -21,7 +23,7 @@ def write_whole(path: str | Path, write: Callable[[Path], object], shared: bool 
     Args:
         path: The file; its folder is made.
         write: Called with the path of a new file, whose name ends as that of `path` does.
-        shared: Whether several processes may write it at the same time: each then makes a file of its own, and what
+        shared: Whether several processes may write it at the same time: each then makes another file, and what
             killed ones left there an hour ago is removed.
 
     Example:
@@ -67,6 +69,11 @@ def locked(folder: str | Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def file_sha256(path: str | Path) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import argparse
 import inspect
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import read_json
 from cellfluxrl.terminal import print_json
 
 CLASSES = {"pipeline": "CellFluxPipeline", "classifier": "MoAClassifier", "reward suite": "RewardSuite"}
@@ -93,7 +93,7 @@ def kind_of(folder: str | Path) -> str:
     if (folder / REPORT_NAME).is_file():
         return "data set"
     config = folder / "config.json"
-    found = json.loads(config.read_text(encoding="utf-8")).get("_class_name") if config.is_file() else None
+    found = read_json(config).get("_class_name") if config.is_file() else None
     for kind, name in CLASSES.items():
         if name == found:
             return kind

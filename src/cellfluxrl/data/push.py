@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellfluxrl.data.info import REPORT_NAME
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import CARD_NAME, load_card
 from cellfluxrl.hub.push import push_files
@@ -76,7 +76,7 @@ def _finished_report(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {REPORT_NAME}: it is not a data set that was built")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if report.get("complete") is not True:

@@ -13,7 +13,7 @@ from huggingface_hub import DatasetCard, try_to_load_from_cache
 import cellfluxrl
 from cellfluxrl.data.card import LICENSE_FIELDS, ORIGINS
 from cellfluxrl.data.info import REPORT_NAME
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import read_json, write_whole
 from cellfluxrl.hub.access import is_repo_id
 from cellfluxrl.hub.cards import CARD_NAME
 from cellfluxrl.hub.push import RECORD_NAME
@@ -38,7 +38,7 @@ def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """The record of a folder, or `None` where there is none."""
     path = Path(folder) / RECORD_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def _is_on_hub(name: str) -> bool:
 
 def _source_of(dataset_name: str) -> str | None:
     path = Path(dataset_name) / REPORT_NAME
-    return json.loads(path.read_text(encoding="utf-8")).get("source") if path.is_file() else None
+    return read_json(path).get("source") if path.is_file() else None
 
 
 def _license_of(dataset_name: str, source: str | None) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +19,7 @@ from huggingface_hub.errors import (
 )
 
 from cellfluxrl.errors import unknown_name
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.access import first_line, is_repo_id
 
 PIPELINE_INDEX = "model_index.json"
@@ -58,8 +58,7 @@ def download_pipeline(
         repo_id, "pipeline", revision=revision, token=token, local_files_only=local_files_only
     ):
         index = Path(hf_hub_download(repo_id, PIPELINE_INDEX, revision=revision, **options))
-        known = components_of(json.loads(index.read_text(encoding="utf-8")))
-        components = [name for name in known if name not in passed]
+        components = [name for name in components_of(read_json(index)) if name not in passed]
         commit = index.parent.name
 
         def fetch(names: list[str], variant: str | None) -> Path:
@@ -96,7 +95,7 @@ def check_pipeline_folder(folder: Path, overridden: Collection[str], optional: C
     if not index.is_file():
         found = ", ".join(sorted(p.name for p in folder.iterdir())[:10]) or "nothing"
         raise FileNotFoundError(f"{str(folder)!r} is not a pipeline: it has no {PIPELINE_INDEX}; it holds: {found}")
-    components = components_of(json.loads(index.read_text(encoding="utf-8")))
+    components = components_of(read_json(index))
     missing = [name for name in components if name not in overridden and not list((folder / name).glob("*.json"))]
     if missing:
         hint = "; pass " + ", ".join(f"{m}=None" for m in missing) + " to load without it"

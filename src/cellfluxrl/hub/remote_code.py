@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.files import write_whole
+from cellfluxrl.files import read_json, write_whole
 from cellfluxrl.hub.download import PIPELINE_INDEX
 
 COMPONENTS = {
@@ -82,7 +82,7 @@ def _is_component(name: str, value: Any) -> bool:
 
 def shims_of(folder: Path) -> dict[str, str]:
     """The files by which diffusers alone loads a saved pipeline, and at last its index, by name."""
-    index, texts = with_shims(json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8")))
+    index, texts = with_shims(read_json(folder / PIPELINE_INDEX))
     return {**texts, PIPELINE_INDEX: json.dumps(index, indent=2) + "\n"}
 
 

@@ -13,6 +13,7 @@ from safetensors import safe_open
 
 from cellfluxrl.data.card import ORIGINS, TAGS, Origin
 from cellfluxrl.data.records import read_record
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.access import is_repo_id
 from cellfluxrl.hub.cards import render_card
 from cellfluxrl.hub.download import WEIGHTS
@@ -142,11 +143,6 @@ def parameter_count(folder: Path) -> str:
         with safe_open(path, framework="numpy") as tensors:
             count += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
     return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _stages(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:

@@ -55,21 +55,14 @@ PUBLISHED_PRESETS = ("bbbc021", "rxrx1", "cpg0000")
 BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = True) -> tuple[Weights, str]:
-    """Read the network's tensors, under the original's names without prefixes.
+def read_weights(source: str | os.PathLike | Mapping[str, Any], *, use_ema: bool = True) -> tuple[Weights, str]:
+    """Read the network's tensors, under the original's names without prefixes, and say which of the file's they are.
 
     Args:
         source: a `.safetensors` file, a file written by `torch.save`, or what such a file holds: a state dict, or a
             checkpoint with a state dict under `"model"`.
         use_ema: take the moving average where there is one: `shadow_params.N` within the state dict, or under
             `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
-
-    Returns:
-        the tensors, and in words which of the checkpoint's they are.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of plain tensors, or its moving average does not fit its network.
     """
     entries = source if isinstance(source, Mapping) else _load_file(Path(source))
     checkpoint: Mapping[str, Any] = {}
@@ -170,19 +163,15 @@ def _ema_weights(ema: Any, weights: Weights) -> Weights:
 
 
 def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the original's constructor arguments, and infer from the weights what is not given.
+    """Translate the original's constructor arguments, or this model's, and infer from the weights what is not given.
 
-    Args:
-        config: arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
-        weights: the tensors under the original's names.
-        defaults: the arguments of `CellFluxUNet2DModel`, with their defaults.
+    `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults.
     """
-    given = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
+    only_original = (*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION)
+    given = {name: value for name, value in config.items() if name not in only_original}
     for name in given:
         if name not in defaults:
-            raise unknown_name(
-                "CellFlux configuration entry", name, [*defaults, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION]
-            )
+            raise unknown_name("CellFlux configuration entry", name, [*defaults, *only_original])
     for name, supported in UNSUPPORTED_UNLESS.items():
         if config.get(name, supported) != supported:
             raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
@@ -203,7 +192,7 @@ def recognized_preset(config: Mapping[str, Any], defaults: Mapping[str, Any]) ->
     `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults, which presets leave out.
 
     Example:
-        >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200}, defaults={})
+        >>> recognized_preset({"in_channels": 6, "condition_dim": 200}, defaults={})
         'rxrx1'
     """
     for name in PUBLISHED_PRESETS:
@@ -220,7 +209,7 @@ def _channel_names(channels: int, preset: str | None) -> tuple[str, ...]:
 
 
 def infer_config(weights: Weights) -> dict[str, Any]:
-    """Read from the names and shapes of the weights what they tell about the network's configuration."""
+    """Read from the names and shapes of the weights what they say about the network's configuration."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:
@@ -231,7 +220,7 @@ def infer_config(weights: Weights) -> dict[str, Any]:
         return {int(match[1]) for name in weights if (match := re.match(pattern, name))}
 
     model_channels = shape("time_embed.0.weight")[1]
-    # A block that resamples has no parameters (pooling), one convolution, or a residual block of its own, which
+    # A block that resamples has no parameters (pooling), one convolution, or a residual block, which
     # on the way up shares the block of the layer before it.
     num_blocks = max(blocks_with(r"output_blocks\.(\d+)\."), default=-1) + 1
     poolings = set(range(num_blocks)) - blocks_with(r"input_blocks\.(\d+)\.")
@@ -270,14 +259,11 @@ def _multiple(width: int, model_channels: int) -> float:
     return multiple if int(multiple * model_channels) == width else math.nextafter(multiple, math.inf)
 
 
-def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: bool = True) -> Weights:
-    """Return `weights` as a state dict of `unet`.
+def convert_weights(weights: Weights, unet: nn.Module, *, use_new_attention_order: bool = True) -> Weights:
+    """Return all weights, under the original's names, as a state dict of `unet`.
 
-    Args:
-        weights: every tensor of the network under the original's names.
-        unet: the network to fit.
-        use_new_attention_order: whether the original computed queries, keys and values first and split them into heads
-            next. It did the reverse with `False`; the rows are then reordered.
+    With `use_new_attention_order` the original computed queries, keys and values first and split them into heads next;
+    without, it did the reverse, and the rows are reordered.
     """
     names = original_names(unet)
     if missing := [name for name in names if name not in weights]:
