@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 STALE_SECONDS = 3600  # a file that is being written changes every few seconds
 
 
-def write_whole(path: str | Path, write: Callable[[Path], object], shared: bool = False) -> None:
+def write_whole(path: str | Path, write: Callable[[Path], object], *, shared: bool = False) -> None:
     """Have `write` make a file beside `path`, and move it there once it is whole.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import datasets
@@ -104,7 +105,7 @@ _STRETCH = (
     "different plates are therefore on different scales."
 )
 _CUT = (
-    "Nuclei were found in the DNA channel (typical diameter {nucleus_diameter:g} pixels), and {crop_size} x "
+    "Nuclei were found in the DNA channel (typical diameter {nucleus_diameter} pixels), and {crop_size} x "
     "{crop_size} pixels were cut out around each, then resized to {image_size} x {image_size}.",
     "Illumination: each channel was divided by the smoothed mean of the plate's fields of view; plates with too few "
     "fields were left as they are, which `build_report.json` notes.",
@@ -144,36 +145,27 @@ def dataset_card(report: dict) -> str:
     settings = {"image_size": report["image_size"], **report.get("settings", {})}
     if "crop_size" in report:
         settings.setdefault("crop_size", report["crop_size"])
+    numbers = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    known = defaultdict(lambda: "unknown", numbers)  # a source may leave settings out
     counts = reported_counts(report)
+    splits = [split for split in ("train", "test") if split in set(counts["split"])]
     held_out = sorted(report["split"].get("held_out") or counts.loc[counts["split"] == "test", "plate"].unique())
     scheme = SPLITS.get(report["split"]["scheme"], report["split"]["scheme"])
     return render_card(
         "dataset.md",
-        metadata=_metadata(report, origin, counts),
+        metadata=_metadata(report, origin, counts, splits),
         origin=origin,
         total=f"{counts['cells'].sum():,}",
         image_size=report["image_size"],
         channels=report["channel_names"],
-        splits=_splits(counts),
+        splits=splits,
         tables={title: _markdown(table) for title, table in count_tables(counts).items()},
-        processing=[step.format_map(_Settings(settings)) for step in PROCESSING[source]],
+        processing=[step.format_map(known) for step in PROCESSING[source]],
         split=scheme.format(held_out=", ".join(held_out) or "none"),
         near_border=sum(plate.get("near_border", 0) for plate in report["plates"].values()),
         problems=len(problems_of(report)),
         settings=", ".join(f"`{name}` {value}" for name, value in settings.items()),
     )
-
-
-class _Settings(dict):
-    """Settings that a source left out are said to be unknown."""
-
-    def __missing__(self, key: str) -> _Unknown:
-        return _Unknown()
-
-
-class _Unknown:
-    def __format__(self, spec: str) -> str:
-        return "unknown"
 
 
 def _described(origin: Origin, report: dict) -> Origin:
@@ -190,14 +182,8 @@ def _described(origin: Origin, report: dict) -> Origin:
     )
 
 
-def _splits(counts: pd.DataFrame) -> list[str]:
-    present = set(counts["split"])
-    return [split for split in ("train", "test") if split in present]
-
-
-def _metadata(report: dict, origin: Origin, counts: pd.DataFrame) -> str:
+def _metadata(report: dict, origin: Origin, counts: pd.DataFrame, splits: list[str]) -> str:
     """The YAML header. With the features and the row counts in it, `load_dataset` notices what is missing."""
-    splits = _splits(counts)
     rows = counts.groupby("split")["cells"].sum()
     files = [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits]
     card = DatasetCardData(

@@ -64,13 +64,10 @@ def read_weights(source: str | os.PathLike | Mapping[str, Any], *, use_ema: bool
         use_ema: take the moving average where there is one: `shadow_params.N` within the state dict, or under
             `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
     """
-    entries = source if isinstance(source, Mapping) else _load_file(Path(source))
-    checkpoint: Mapping[str, Any] = {}
-    if isinstance(entries.get("model"), Mapping):
-        checkpoint, entries = entries, entries["model"]
-    shadow = _shadow_params(entries)
-    weights = _without_prefixes(entries)
-    ema = shadow or checkpoint.get("model_ema") or checkpoint.get("ema")
+    content = source if isinstance(source, Mapping) else _load_file(Path(source))
+    checkpoint = content if isinstance(content.get("model"), Mapping) else {"model": content}
+    weights = _without_prefixes(checkpoint["model"])
+    ema = _shadow_params(checkpoint["model"]) or checkpoint.get("model_ema") or checkpoint.get("ema")
     if not use_ema:
         taken = "the raw weights, as asked"
     elif not ema:
@@ -297,14 +294,14 @@ def original_names(unet: nn.Module) -> dict[str, str]:
         >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
         'down_blocks.0.layers.0.resnet.conv1.weight'
     """
-    own_module_names = {module: name for name, module in unet.named_modules()}
+    module_names = {module: name for name, module in unet.named_modules()}
     names = {}
     for original, module in _original_modules(unet):
         parts = ORIGINAL_PARTS.get(type(module))
         for parameter_name, _ in module.named_parameters():
             own_part, _, leaf = parameter_name.rpartition(".")
             original_part = "" if parts is None else next(o for o, own in parts.items() if own == own_part) + "."
-            names[f"{original}.{original_part}{leaf}"] = f"{own_module_names[module]}.{parameter_name}"
+            names[f"{original}.{original_part}{leaf}"] = f"{module_names[module]}.{parameter_name}"
     return names
 
 

@@ -60,9 +60,8 @@ class CellFluxUNet2DOutput(BaseOutput):
 class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
     r"""A U-Net that predicts the velocity of a cell image on its way from control (t = 0) to treated (t = 1).
 
-    This model inherits from [`~diffusers.ModelMixin`] and [`~diffusers.ConfigMixin`]: it saves, loads and pushes to
-    the Hub like every diffusers model. With the default configuration it is the network that CellFlux published for
-    BBBC021.
+    A [`~diffusers.ModelMixin`], which saves, loads and pushes to the Hub like every diffusers model. With the default
+    configuration it is the network that CellFlux published for BBBC021.
 
     Args:
         sample_size: height and width of the training images in pixels; the network itself is fully convolutional and
@@ -97,8 +96,8 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             normalization of [`normalized_condition`]: `"log1p"`, `"unit_rms"` or `"log1p_unit_rms"`.
             `benchmarks/condition_use.py` measures what they do.
         dose_dim: how many of the condition's last columns are doses (log10 of the concentration in uM, 1 with
-            `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are: a dose is no count, may be
-            negative, and must not change the scale of its compound.
+            `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are: a dose is not a count, may
+            be negative, and must not change the scale of its compound.
         trained_unconditionally: whether training left the condition out at times, which guidance needs; for the record
             only.
 
@@ -200,8 +199,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
                     f"the widths are {widths} (channel_mult x model_channels)"
                 )
         factors = [2**level for level in range(len(widths))]
-        absent = [factor for factor in config.attention_resolutions if factor not in factors]
-        if absent:
+        if absent := [factor for factor in config.attention_resolutions if factor not in factors]:
             raise ValueError(
                 f"attention_resolutions {absent} never occur: with {len(widths)} resolutions in channel_mult, "
                 f"the downsampling factors are {factors}"
@@ -459,9 +457,8 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             )
         divisor = self.config.patch_size * 2 ** (len(self.config.channel_mult) - 1)
         if sample.shape[2] % divisor or sample.shape[3] % divisor:
-            raise ValueError(
-                f"sample is {sample.shape[2]}x{sample.shape[3]} pixels; both must be multiples of {divisor}"
-            )
+            height, width = sample.shape[2:]
+            raise ValueError(f"sample is {height}x{width} pixels; both must be multiples of {divisor}")
         if condition is None:
             if condition_mask is not None:
                 raise ValueError("condition_mask was given without a condition")
