@@ -92,14 +92,12 @@ def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
         "guidance": settings["guidance_scale"],
         "rows": [
             {
+                **column,
                 "name": name,
                 "value": rows[model][name]["value"],
                 "own": _shown(rows[model][name]),
                 "control": _shown(rows["copy of control"].get(name)),
                 "real": _shown(rows["real treated"].get(name)),
-                "better": column["better"],
-                "note": column["note"],
-                "optimised": column["optimised"],
             }
             for name, column in results["columns"].items()
             if name in rows[model]

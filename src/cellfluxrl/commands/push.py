@@ -61,13 +61,12 @@ def push_folder(
 
     Raises:
         FileNotFoundError: If there is no such folder.
-        ValueError: If it is none of these, a licence is given for a suite or a data set, which have one in their card,
-            or as [`HubMixin.push_folder`] says.
-        PermissionError, ConnectionError: As [`HubMixin.push_folder`] says.
+        ValueError, PermissionError, ConnectionError: As [`HubMixin.push_folder`] says; or if it is none of these, or
+            a licence is given for a suite or a data set, which have one in their card.
     """
     import cellfluxrl
     from cellfluxrl.data.push import push_dataset
-    from cellfluxrl.hub.access import check_repo_id
+    from cellfluxrl.hub.download import check_repo_id
 
     check_repo_id(repo_id)
     kind = kind_of(folder)

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 
 from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.files import read_json
-from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import CARD_NAME, load_card
+from cellfluxrl.hub.download import check_repo_id
 from cellfluxrl.hub.push import push_files
 
 SHEET_NAME = "contact_sheet.png"

@@ -14,8 +14,8 @@ import cellfluxrl
 from cellfluxrl.data.card import LICENSE_FIELDS, ORIGINS
 from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.files import read_json, write_whole
-from cellfluxrl.hub.access import is_repo_id
 from cellfluxrl.hub.cards import CARD_NAME
+from cellfluxrl.hub.download import is_repo_id
 from cellfluxrl.hub.push import RECORD_NAME
 
 

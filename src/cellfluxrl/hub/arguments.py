@@ -27,20 +27,15 @@ class HubArguments(RunArguments):
 
 
 def hub_repository(args: HubArguments) -> str | None:
-    """Where to publish, `"owner/name"` or `None`, found out before the training, so that mistakes show early.
-
-    Raises:
-        ValueError: If the name is malformed, or given without `push_to_hub`.
-        PermissionError: If there is no access token, or it is not valid.
-        ConnectionError: If the Hub cannot be reached.
-    """
+    """Where to publish, `"owner/name"` or `None`, found out before the training, so that mistakes show early."""
     if not args.push_to_hub:
         if args.hub_model_id or args.private:
             raise ValueError("--hub_model_id and --private need --push_to_hub: without it nothing is published")
         return None
     from huggingface_hub import HfApi
 
-    from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
+    from cellfluxrl.hub.download import check_repo_id
+    from cellfluxrl.hub.push import check_token, readable_errors
 
     check_token()
     repo_id = args.hub_model_id

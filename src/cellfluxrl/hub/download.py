@@ -1,4 +1,4 @@
-"""Loading from the Hugging Face Hub: what of a pipeline is fetched, and errors that say what to do."""
+"""Loading from the Hugging Face Hub: what of a pipeline is fetched, names of repositories, and readable errors."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.files import read_json
-from cellfluxrl.hub.access import first_line, is_repo_id
 
 PIPELINE_INDEX = "model_index.json"
 WEIGHTS = "diffusion_pytorch_model"
@@ -41,8 +42,7 @@ def download_pipeline(
 ) -> Path:
     """Fetch a pipeline's configurations and weights, and none of the code that lies beside them, into the cache.
 
-    Everything is of one commit, whatever is published meanwhile. What is in the cache is not fetched again, and an
-    interrupted download resumes where it was.
+    Everything is of one commit, whatever is published meanwhile.
 
     Args:
         passed: Components that are not needed.
@@ -82,14 +82,9 @@ def components_of(index: dict[str, Any]) -> list[str]:
 
 
 def check_pipeline_folder(folder: Path, overridden: Collection[str], optional: Collection[str]) -> None:
-    """See that a folder holds a pipeline with its components.
+    """Raise a `FileNotFoundError` unless a folder holds a pipeline with all components that are not `overridden`.
 
-    Args:
-        overridden: Components that need not be there.
-        optional: Components that the pipeline can do without, which the message says.
-
-    Raises:
-        FileNotFoundError: If it has no index, or lacks a component that its index names.
+    If only `optional` ones are missing, the message says how to load it without them.
     """
     index = folder / PIPELINE_INDEX
     if not index.is_file():
@@ -112,6 +107,23 @@ def _variants(api: HfApi, repo_id: str, revision: str) -> set[str]:
     return {middle[0].partition("-")[0] for _, *middle, _ in parts if len(middle) == 1}
 
 
+def is_repo_id(repo_id: str) -> bool:
+    """Whether a repository could be named so: `"owner/name"`."""
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError:
+        return False
+    return repo_id.count("/") == 1
+
+
+def check_repo_id(repo_id: str) -> None:
+    """Raise a `ValueError` unless a repository is named `"owner/name"`, as the Hub wants it."""
+    if not is_repo_id(repo_id):
+        raise ValueError(
+            f"repository {repo_id!r} must be named 'owner/name', of letters, digits, '-', '_' and '.', at most 96"
+        )
+
+
 def check_name(name: str | Path) -> None:
     """Raise a `FileNotFoundError` for what is neither a folder nor could be a repository."""
     if not Path(name).exists() and not is_repo_id(str(name)):
@@ -127,11 +139,7 @@ def readable_download_errors(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> Iterator[None]:
-    """Turn what goes wrong between the Hub and here into one sentence that says what to do; other errors pass.
-
-    Args:
-        repo_id: What is loaded; or a folder, which needs no Hub.
-        kind: What it should be: `"pipeline"`, `"reward suite"`, `"classifier"`.
+    """Turn what goes wrong on loading a pipeline, suite or classifier into a sentence that says what to do.
 
     Raises:
         FileNotFoundError: If there is no such folder or repository, a file of it is missing, or it is not in the cache
@@ -214,3 +222,8 @@ def _unknown_revision(api: HfApi, repo_id: str, revision: str | None) -> Excepti
     except Exception:  # the list is a courtesy: without it the message is still true
         return ValueError(f"{repo_id} has no revision {revision!r}")
     return unknown_name(f"revision of {repo_id}:", revision, [ref.name for ref in (*refs.branches, *refs.tags)])
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow."""
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cellfluxrl.files import write_whole
-from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import CARD_NAME
 from cellfluxrl.hub.download import (
     PIPELINE_INDEX,
     WEIGHTS,
     check_name,
     check_pipeline_folder,
+    check_repo_id,
     components_of,
     download_pipeline,
     readable_download_errors,

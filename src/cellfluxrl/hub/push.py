@@ -1,24 +1,25 @@
-"""Which files of a folder go to the Hugging Face Hub, and their upload in one commit."""
+"""Which files of a folder go to the Hugging Face Hub, their upload in one commit, and readable errors."""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from cellfluxrl.files import write_whole
-from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
 from cellfluxrl.hub.cards import CARD_NAME, load_card, parse_card
-from cellfluxrl.hub.download import PIPELINE_INDEX
+from cellfluxrl.hub.download import PIPELINE_INDEX, check_repo_id, first_line
 
 # What training and evaluation leave beside the weights, for the card to say.
 LOG_NAME, METRICS_NAME, RECORD_NAME, RESULTS_NAME = "log.jsonl", "metrics.json", "training.json", "results.json"
+RETRY = "run the same command again: it resumes, and does not send again what has arrived"
 
 
 def push_files(
@@ -38,8 +39,7 @@ def push_files(
     Args:
         files: Names relative to the folder. A card, `README.md`, is among them or `texts`.
         repo_type: `"dataset"` or `"model"`.
-        replaces: Files of the repository that match one of these patterns (as in a shell) and are not sent are removed
-            in the same commit: they are of an earlier version.
+        replaces: Patterns, as in a shell, of files of an earlier version, which are removed unless sent.
         texts: Files that are not in the folder, by name; they win over those that are.
 
     Raises:
@@ -50,10 +50,8 @@ def push_files(
     """
     folder, texts = Path(folder), texts or {}
     check_repo_id(repo_id)
-    if CARD_NAME in texts:
-        card = parse_card(texts[CARD_NAME], f"the card of {folder}", repo_type)
-    else:
-        card = load_card(folder / CARD_NAME, repo_type)
+    text = texts.get(CARD_NAME)
+    card = parse_card(text, f"the card of {folder}", repo_type) if text else load_card(folder / CARD_NAME, repo_type)
     check_token(token)
     api = HfApi(token=token)
     with readable_errors(repo_id):
@@ -87,12 +85,43 @@ def _refusal(card: RepoCard) -> str | None:
     return None
 
 
-def component_files(folder: Path, component: str = "") -> list[str]:
-    """The configuration, weights and card of a component, relative to the folder of its pipeline.
+def check_token(token: str | None = None) -> None:
+    """Raise a `PermissionError` if there is no access token, given or of `hf auth login`."""
+    if not (token or get_token()):
+        raise PermissionError("there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN")
 
-    Raises:
-        ValueError: If it has no configuration or no weights.
-    """
+
+@contextmanager
+def readable_errors(repo_id: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the Hub into one sentence that says what to do."""
+    try:
+        yield
+    except Exception as error:  # requests, httpx and its successor share no base class
+        raise _explained(error, repo_id) from error
+
+
+def _explained(error: Exception, repo_id: str) -> Exception:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None:
+        return ConnectionError(f"the Hub cannot be reached ({first_line(error)}); {RETRY}")
+    status = cause.response.status_code
+    if status == 400:
+        return ValueError(f"the Hub refuses what was sent to {repo_id}: {' '.join(str(error).split())}")
+    if status == 401:
+        advice = f"run `hf auth login` with one that may write to {repo_id}"
+        return PermissionError(f"the Hub does not accept the access token (401): {advice}")
+    if status in (403, 404):
+        return PermissionError(
+            f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
+            "check the name, and that the token has the right to write"
+        )
+    return ConnectionError(f"the Hub failed with status {status} ({first_line(error)}); {RETRY}")
+
+
+def component_files(folder: Path, component: str = "") -> list[str]:
+    """The configuration, weights and card of a component, relative to the folder of its pipeline."""
     patterns = ["*.json", "*.safetensors", *([CARD_NAME] if component else [])]
     records = (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
     paths = [path for pattern in patterns for path in sorted((folder / component).glob(pattern))]

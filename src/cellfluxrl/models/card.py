@@ -14,9 +14,8 @@ from safetensors import safe_open
 from cellfluxrl.data.card import ORIGINS, TAGS, Origin
 from cellfluxrl.data.records import read_record
 from cellfluxrl.files import read_json
-from cellfluxrl.hub.access import is_repo_id
 from cellfluxrl.hub.cards import render_card
-from cellfluxrl.hub.download import WEIGHTS
+from cellfluxrl.hub.download import WEIGHTS, is_repo_id
 from cellfluxrl.hub.push import LOG_NAME, METRICS_NAME
 
 STAGES = {
@@ -39,7 +38,6 @@ METHODS = {
     "CellFlux": "Zhang et al., CellFlux: Simulating Cellular Morphology Changes via Flow Matching (2025).",
     "DiffusionNFT": "Zheng et al., DiffusionNFT: Online Diffusion Reinforcement with Forward Process (2025).",
 }
-NO_CITATION = "Name CellFluxRL and its version."
 
 
 def classifier_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
@@ -82,10 +80,10 @@ def model_card(
 
     Args:
         license: A licence identifier of the Hub; by default that of the training data.
-        task: What the Hub calls it.
+        task: A pipeline tag of the Hub.
         tested_on: The data set whose held-out cells the results are of.
-        results: What the Hub shows of them: the name of each metric, what it is called, and its value.
-        methods: What to cite, of `METHODS`.
+        results: What the Hub shows of them: the name of each metric, its label and its value.
+        methods: Keys of `METHODS`, to cite.
         **facts: Everything else that the template names.
     """
     record = read_record(folder) or {}
@@ -124,7 +122,7 @@ def model_card(
         training=_stages(record),
         log=_last_step(folder),
         terms=_terms(terms, None if license else origin),
-        citation="\n\n".join(text for text in cited if text) or NO_CITATION,
+        citation="\n\n".join(text for text in cited if text) or "Name CellFluxRL and its version.",
         **facts,
     )
 

@@ -186,11 +186,7 @@ def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mappi
 def recognized_preset(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
     """Name the published network that has every entry of an inferred configuration, or `None`.
 
-    `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults, which presets leave out.
-
-    Example:
-        >>> recognized_preset({"in_channels": 6, "condition_dim": 200}, defaults={})
-        'rxrx1'
+    `defaults` are the arguments of `CellFluxUNet2DModel`, which presets leave out.
     """
     for name in PUBLISHED_PRESETS:
         published = {**defaults, **preset_config(name)}
@@ -288,11 +284,7 @@ def convert_weights(weights: Weights, unet: nn.Module, *, use_new_attention_orde
 def original_names(unet: nn.Module) -> dict[str, str]:
     """Map the original's name of every parameter of `unet` to its name here, derived from the network's structure.
 
-    Example:
-        >>> from cellfluxrl import CellFluxUNet2DModel
-        >>> unet = CellFluxUNet2DModel.from_preset("tiny")
-        >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
-        'down_blocks.0.layers.0.resnet.conv1.weight'
+    `"input_blocks.1.0.in_layers.2.weight"`, for instance, is `"down_blocks.0.layers.0.resnet.conv1.weight"` here.
     """
     module_names = {module: name for name, module in unet.named_modules()}
     names = {}

@@ -102,8 +102,6 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             only.
 
     Example:
-        >>> import torch
-        >>> from cellfluxrl.models.unet import CellFluxUNet2DModel
         >>> unet = CellFluxUNet2DModel.from_preset("tiny", condition_dim=8)
         >>> velocity = unet(torch.randn(2, 3, 16, 16), 0.5, torch.randn(2, 8)).sample
         >>> velocity.shape
