@@ -95,7 +95,7 @@ def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
                 **column,
                 "name": name,
                 "value": rows[model][name]["value"],
-                "own": _shown(rows[model][name]),
+                "shown": _shown(rows[model][name]),
                 "control": _shown(rows["copy of control"].get(name)),
                 "real": _shown(rows["real treated"].get(name)),
             }

@@ -50,12 +50,7 @@ def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False, tok
 
 
 def checked_files(folder: str | Path) -> list[str]:
-    """Check that a folder holds a complete data set; return the files to publish, relative to the folder.
-
-    Raises:
-        ValueError: If the build did not finish, or files are missing, unreadable, have another number of rows than
-            the report says or are not listed in it, or the card cannot be published.
-    """
+    """Check that a folder holds a complete data set that may be published; return the names of its files."""
     folder = Path(folder)
     report = _finished_report(folder)
     listed = {name: rows for plate in report["plates"].values() for name, rows in plate["files"].items()}

@@ -43,7 +43,9 @@ def read_record(folder: str | Path) -> dict[str, Any] | None:
 
 def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
     """Counts of a data set's cells, what it was built from, and its licence as far as its card says it."""
-    source = {"crops": "crops", "simulated": "simulated"}.get(dataset_name, _source_of(dataset_name))
+    report = Path(dataset_name) / REPORT_NAME
+    built_from = read_json(report).get("source") if report.is_file() else None
+    source = dataset_name if dataset_name in ("crops", "simulated") else built_from
     columns = ["plate", "compound", "moa", "is_control"]
     tables = {name: split.select_columns(columns).to_pandas() for name, split in splits.items()}
     treated = [table[~table["is_control"]] for table in tables.values()]
@@ -62,11 +64,6 @@ def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any
 def _is_on_hub(name: str) -> bool:
     """Whether that is a repository and not a folder, which is known only where the script runs."""
     return is_repo_id(name) and not Path(name).exists()
-
-
-def _source_of(dataset_name: str) -> str | None:
-    path = Path(dataset_name) / REPORT_NAME
-    return read_json(path).get("source") if path.is_file() else None
 
 
 def _license_of(dataset_name: str, source: str | None) -> dict[str, str]:

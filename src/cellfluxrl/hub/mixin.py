@@ -74,7 +74,8 @@ class HubMixin:
             The repository's address.
 
         Raises:
-            ValueError: If the name is malformed, or the repository is public and `private` was asked for.
+            ValueError: If the name is malformed, the Hub refuses the card or the files, the card has placeholders, or
+                the repository is public and `private` was asked for.
             PermissionError: If there is no token, or it may not write there.
             ConnectionError: If the Hub cannot be reached or fails.
 

@@ -41,12 +41,6 @@ def push_files(
         repo_type: `"dataset"` or `"model"`.
         replaces: Patterns, as in a shell, of files of an earlier version, which are removed unless sent.
         texts: Files that are not in the folder, by name; they win over those that are.
-
-    Raises:
-        ValueError: If the card has placeholders or is refused by the Hub, the repository's name is malformed, or it is
-            public and `private` was asked for.
-        PermissionError: If there is no token, or it may not write there.
-        ConnectionError: If the Hub cannot be reached or fails.
     """
     folder, texts = Path(folder), texts or {}
     check_repo_id(repo_id)
@@ -158,7 +152,7 @@ def without_paths(config: str) -> str:
 
 
 def copy_records(source: str | Path | None, folder: str | Path) -> None:
-    """Copy what is recorded of training and evaluation to where a pipeline or classifier was saved anew.
+    """Copy what is recorded of training and evaluation to where a pipeline or classifier was saved again.
 
     Nothing is copied if the `source` that it was loaded from is not a folder, or its weights (of a pipeline those of
     the network) are others by now.

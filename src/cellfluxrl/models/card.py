@@ -183,7 +183,7 @@ def _terms(license: Mapping[str, str], origin: Origin | None) -> str:
         link = f" ({license['license_link']})" if license.get("license_link") else ""
         return f"{license.get('license_name') or license['license']}{link}."
     return (
-        "No licence was given when this was published. The images that it was trained on may have terms of their own, "
+        "No licence was given when this was published. The images that it was trained on may have their terms, "
         "which hold for what is derived from them."
     )
 

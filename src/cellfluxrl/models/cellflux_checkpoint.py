@@ -32,15 +32,15 @@ Weights = dict[str, torch.Tensor]
 # What the original calls the parts of each of our modules.
 ORIGINAL_PARTS: dict[type[nn.Module], dict[str, str]] = {
     ResnetBlock: {
-        "in_layers.0": "norm1",
-        "in_layers.2": "conv1",
-        "emb_layers.1": "embedding_proj",
-        "out_layers.0": "norm2",
-        "out_layers.3": "conv2",
-        "skip_connection": "conv_shortcut",
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "embedding_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
     },
-    SelfAttention: {"norm": "norm", "qkv": "to_qkv", "proj_out": "to_out"},
-    Downsample: {"op": "conv"},
+    SelfAttention: {"norm": "norm", "to_qkv": "qkv", "to_out": "proj_out"},
+    Downsample: {"conv": "op"},
     Upsample: {"conv": "conv"},
 }
 
@@ -48,8 +48,6 @@ ORIGINAL_PARTS: dict[type[nn.Module], dict[str, str]] = {
 UNSUPPORTED_UNLESS = {"dims": 2, "num_classes": None, "with_fourier_features": False}
 # ... and those that do not change the network's output, or are dealt with apart.
 NOT_CONFIGURATION = ("use_checkpoint", "use_new_attention_order")
-
-PUBLISHED_PRESETS = ("bbbc021", "rxrx1", "cpg0000")
 
 # The order in which CellFlux's BBBC021 crops store the channels.
 BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
@@ -101,7 +99,7 @@ def _load_file(path: Path) -> Mapping[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    # Only the cause: torch's own message goes on to advise loading the file unsafely.
+    # Only the cause: torch's message also advises loading the file unsafely.
     message = str(error) or type(error).__name__
     if foreign := re.search(r"GLOBAL ([\w.]+)", message):
         return (
@@ -188,7 +186,7 @@ def recognized_preset(config: Mapping[str, Any], defaults: Mapping[str, Any]) ->
 
     `defaults` are the arguments of `CellFluxUNet2DModel`, which presets leave out.
     """
-    for name in PUBLISHED_PRESETS:
+    for name in ("bbbc021", "rxrx1", "cpg0000"):
         published = {**defaults, **preset_config(name)}
         if all(published.get(entry) == value for entry, value in config.items()):
             return name
@@ -264,14 +262,14 @@ def convert_weights(weights: Weights, unet: nn.Module, *, use_new_attention_orde
     if unexpected := [name for name in weights if name not in names]:
         raise ValueError(f"the checkpoint has {len(unexpected)} weights too many: {_first_few(unexpected)}")
     expected = {name: parameter.shape for name, parameter in unet.named_parameters()}
-    for original, own in names.items():
-        if weights[original].shape != expected[own]:
+    for original, name in names.items():
+        if weights[original].shape != expected[name]:
             raise ValueError(
                 f"{original} has shape {tuple(weights[original].shape)} in the checkpoint; this network needs "
-                f"{tuple(expected[own])} (its {own})"
+                f"{tuple(expected[name])} (its {name})"
             )
 
-    state_dict = {own: weights[original] for original, own in names.items()}
+    state_dict = {name: weights[original] for original, name in names.items()}
     if not use_new_attention_order:
         for module_name, module in unet.named_modules():
             if isinstance(module, SelfAttention):
@@ -291,8 +289,8 @@ def original_names(unet: nn.Module) -> dict[str, str]:
     for original, module in _original_modules(unet):
         parts = ORIGINAL_PARTS.get(type(module))
         for parameter_name, _ in module.named_parameters():
-            own_part, _, leaf = parameter_name.rpartition(".")
-            original_part = "" if parts is None else next(o for o, own in parts.items() if own == own_part) + "."
+            part, _, leaf = parameter_name.rpartition(".")
+            original_part = "" if parts is None else parts[part] + "."
             names[f"{original}.{original_part}{leaf}"] = f"{module_names[module]}.{parameter_name}"
     return names
 

@@ -280,7 +280,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             name: as published with CellFlux, 56 M parameters each: `"bbbc021"`, `"rxrx1"` (6 channels, a 200-d
                 gene2vec embedding as condition) and `"cpg0000"` (5 channels of Cell Painting, condition_dim 1224: 1024
                 of a fingerprint and 200 of gene2vec, in an order that the publication leaves open). Of the latter two,
-                the order of the channels is that of the data sets' own documentation; where yours differs, or your
+                the order of the channels is that of the data sets' documentation; where yours differs, or your
                 conditions do, override `channel_names` or `condition_dim`. Also `"small"` (2.3 M, trains on a CPU) and
                 `"tiny"` (0.1 M, for tests).
             **overrides: configuration values that differ from the preset's.
@@ -304,7 +304,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         Args:
             path_or_state_dict: a `.safetensors` file, a checkpoint written by `torch.save` (`.pth`), or a dictionary
                 of tensors under the original's names, with or without `module.` and `model.` in front.
-            config: the original's constructor arguments, this model's own, or the name of a preset; what it leaves out
+            config: the original's constructor arguments, this model's, or the name of a preset; what it leaves out
                 is inferred from the shapes of the weights. Not visible in the shapes, so taken from this model's
                 defaults: `num_heads` (1), `dropout` and `sample_size`. `channel_names` defaults to the order of the
                 original's images: actin, tubulin, dna for 3 channels, else `channel_0`, `channel_1`, ...
@@ -358,7 +358,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         condition: torch.Tensor | None = None,
         condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the network's own output `(N, C, H, W)`: the velocity or, with `"target"`, the treated image.
+        """Return the network's raw output `(N, C, H, W)`: the velocity or, with `"target"`, the treated image.
 
         The arguments are those of `forward`. Pretraining takes its loss on this output.
         """

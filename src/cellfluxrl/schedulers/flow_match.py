@@ -209,7 +209,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
 
         Args:
             rows: `(N,)`; which of the samples so far each of the N now is.
-            renewed: `(N,)`; whether it was drawn anew, and is not a state of the path so far: the solver starts again
+            renewed: `(N,)`; whether it was drawn again, and is not a state of the path so far: the solver restarts
                 with it, by a step of Euler's.
         """
         if self._evaluations:
@@ -222,7 +222,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     def readout(self) -> torch.Tensor:
         """The states at the `readout_times` of [`set_timesteps`], in their order, once the sampling is over.
 
-        Each is the solver's own continuation to that time within a step (dense output), of the solver's order.
+        Each is the solver's continuation to that time within a step (dense output), of the solver's order.
 
         Returns:
             `torch.Tensor` of shape `(len(readout_times), N, C, H, W)`.
