@@ -17,7 +17,7 @@ from cellfluxrl.models.unet import CellFluxUNet2DModel
 RESULTS_SCHEMA = ("cellfluxrl/evaluation", 1)
 
 
-def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
+def pipeline_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`, from the folder of a pipeline.
 
     It reports `training.json` and `log.jsonl` of the training scripts, `results.json` of `cellfluxrl evaluate` and a
@@ -26,13 +26,13 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
     Raises:
         ValueError: As [`read_evaluation`] says.
     """
-    folder = Path(folder)
-    name = read_json(folder / PIPELINE_INDEX)["_class_name"]
-    is_rl = (name[1] if isinstance(name, list) else name) == "CellFluxRLPipeline"
+    class_name = read_json(folder / PIPELINE_INDEX)["_class_name"]
+    is_rl = (class_name[1] if isinstance(class_name, list) else class_name) == "CellFluxRLPipeline"
     unet = read_json(folder / "unet/config.json")
     scheduler = read_json(folder / "scheduler/scheduler_config.json")
     encoder = read_json(folder / "encoder/config.json")
     compounds = encoder.get("compounds") or {}
+    names = sorted(set(compounds) - {"DMSO"})
     suite = folder / "rewards" / "config.json"
     evaluation = read_evaluation(folder)
     return model_card(
@@ -49,7 +49,7 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
         channels=unet["channel_names"],
         scheduler=scheduler,
         compounds=compounds,
-        example=_example(compounds),
+        example="taxol" if "taxol" in compounds or not names else names[0],
         moas={entry.get("moa") for entry in compounds.values()} - {None, "", "DMSO"},
         dose=", concentration=1.0" if encoder.get("log_dose") else "",
         guided=unet.get("condition_dim") is not None and unet.get("trained_unconditionally", True),
@@ -60,13 +60,12 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
     )
 
 
-def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """What `results.json` says of the weights beside it, or `None` where there is no such file.
 
     Raises:
         ValueError: If it is of other weights, or of another version of the file.
     """
-    folder = Path(folder)
     path = folder / RESULTS_NAME
     if not path.is_file():
         return None
@@ -120,8 +119,3 @@ def _shown_by_the_hub(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str,
     shown = [row for row in rows if row["value"] is not None and (not row["optimised"] or row["name"] == "combined")]
     kinds = {True: "optimised", False: "held out"}
     return [(r["name"], f"{r['name']} ({kinds[r['optimised']]})", float(f"{r['value']:.4g}")) for r in shown]
-
-
-def _example(compounds: Mapping[str, Any]) -> str:
-    names = sorted(set(compounds) - {"DMSO"})
-    return "taxol" if "taxol" in compounds or not names else names[0]

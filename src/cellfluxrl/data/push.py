@@ -12,7 +12,7 @@ from cellfluxrl.data.info import REPORT_NAME
 from cellfluxrl.files import read_json
 from cellfluxrl.hub.cards import CARD_NAME, load_card
 from cellfluxrl.hub.download import check_repo_id
-from cellfluxrl.hub.push import push_files
+from cellfluxrl.hub.push import present, push_files
 
 SHEET_NAME = "contact_sheet.png"
 NO_LICENSE = ("", "unknown", "none")
@@ -62,8 +62,7 @@ def checked_files(folder: str | Path) -> list[str]:
     if unlisted:
         raise ValueError(f"{str(folder)!r} holds files that {REPORT_NAME} does not list: {sorted(unlisted)}")
     _check_card(folder / CARD_NAME)
-    sheet = [SHEET_NAME] if (folder / SHEET_NAME).is_file() else []
-    return [CARD_NAME, REPORT_NAME, *sheet, *sorted(listed)]
+    return [CARD_NAME, REPORT_NAME, *present(folder, SHEET_NAME), *sorted(listed)]
 
 
 def _finished_report(folder: Path) -> dict:

@@ -40,9 +40,8 @@ METHODS = {
 }
 
 
-def classifier_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
+def classifier_card(folder: Path, repo_id: str, license: str | None = None) -> str:
     """Fill in `model_cards/classifier.md` for the folder of a `MoAClassifier`, with what `cellfluxrl moa` recorded."""
-    folder = Path(folder)
     config = read_json(folder / "config.json")
     record = read_record(folder) or {}
     metrics = read_json(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else {}

@@ -133,8 +133,11 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError("give either num_inference_steps or a custom grid")
         if grid is not None and reverse:
             raise ValueError("reverse=True is for num_inference_steps; a custom grid runs as it is given")
-        grid = make_grid(self.config.time_grid, num_inference_steps) if grid is None else as_grid(grid)
-        grid = grid.flip(0) if reverse else grid
+        if grid is not None:
+            grid = as_grid(grid)
+        else:
+            grid = make_grid(self.config.time_grid, num_inference_steps)
+            grid = grid.flip(0) if reverse else grid
         low, high = sorted((float(grid[0]), float(grid[-1])))
         for time in readout_times:
             if not low <= time <= high:
@@ -294,3 +297,6 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             shape, config.source_noise, config.source_noise_grid, config.source_noise_detail, generator, device, dtype
         )
         return config.source_noise_scale * noise
+
+    def __len__(self) -> int:
+        return len(self.timesteps)
