@@ -8,38 +8,31 @@ from typing import Any
 
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.records import read_record
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.download import PIPELINE_INDEX
 from cellfluxrl.hub.push import RESULTS_NAME, find_picture
-from cellfluxrl.models.card import data_name, model_card, parameter_count, read_json
+from cellfluxrl.models.card import data_name, model_card, parameter_count
 from cellfluxrl.models.unet import CellFluxUNet2DModel
 
 RESULTS_SCHEMA = ("cellfluxrl/evaluation", 1)
 
 
-def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`.
+def pipeline_card(folder: Path, repo_id: str, license: str | None = None) -> str:
+    """Fill in `model_cards/base.md`, or `rl.md` for a `CellFluxRLPipeline`, from the folder of a pipeline.
 
-    Args:
-        folder: A saved pipeline. If they are there, `training.json` and `log.jsonl` of the training scripts,
-            `results.json` of `cellfluxrl evaluate` and a picture, `samples.png` or the last of `samples/`, are told of
-            too.
-        repo_id: Where it is published.
-        license: A licence identifier of the Hub; by default that of the training data.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
+    It reports `training.json` and `log.jsonl` of the training scripts, `results.json` of `cellfluxrl evaluate` and a
+    picture, `samples.png` or the last of `samples/`, as far as they are there.
 
     Raises:
-        ValueError: If the results are of other weights, or of another version of the file.
+        ValueError: As [`read_evaluation`] says.
     """
-    folder = Path(folder)
-    name = read_json(folder / PIPELINE_INDEX)["_class_name"]
-    is_rl = (name[1] if isinstance(name, list) else name) == "CellFluxRLPipeline"
-    unet, scheduler, encoder = (
-        read_json(folder / path)
-        for path in ("unet/config.json", "scheduler/scheduler_config.json", "encoder/config.json")
-    )
+    class_name = read_json(folder / PIPELINE_INDEX)["_class_name"]
+    is_rl = (class_name[1] if isinstance(class_name, list) else class_name) == "CellFluxRLPipeline"
+    unet = read_json(folder / "unet/config.json")
+    scheduler = read_json(folder / "scheduler/scheduler_config.json")
+    encoder = read_json(folder / "encoder/config.json")
     compounds = encoder.get("compounds") or {}
+    names = sorted(set(compounds) - {"DMSO"})
     suite = folder / "rewards" / "config.json"
     evaluation = read_evaluation(folder)
     return model_card(
@@ -56,7 +49,7 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
         channels=unet["channel_names"],
         scheduler=scheduler,
         compounds=compounds,
-        example=_example(compounds),
+        example="taxol" if "taxol" in compounds or not names else names[0],
         moas={entry.get("moa") for entry in compounds.values()} - {None, "", "DMSO"},
         dose=", concentration=1.0" if encoder.get("log_dose") else "",
         guided=unet.get("condition_dim") is not None and unet.get("trained_unconditionally", True),
@@ -67,13 +60,12 @@ def pipeline_card(folder: str | Path, repo_id: str, license: str | None = None) 
     )
 
 
-def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
+def read_evaluation(folder: Path) -> dict[str, Any] | None:
     """What `results.json` says of the weights beside it, or `None` where there is no such file.
 
     Raises:
         ValueError: If it is of other weights, or of another version of the file.
     """
-    folder = Path(folder)
     path = folder / RESULTS_NAME
     if not path.is_file():
         return None
@@ -99,14 +91,12 @@ def read_evaluation(folder: str | Path) -> dict[str, Any] | None:
         "guidance": settings["guidance_scale"],
         "rows": [
             {
+                **column,
                 "name": name,
                 "value": rows[model][name]["value"],
-                "own": _shown(rows[model][name]),
+                "shown": _shown(rows[model][name]),
                 "control": _shown(rows["copy of control"].get(name)),
                 "real": _shown(rows["real treated"].get(name)),
-                "better": column["better"],
-                "note": column["note"],
-                "optimised": column["optimised"],
             }
             for name, column in results["columns"].items()
             if name in rows[model]
@@ -126,17 +116,6 @@ def _shown(interval: Mapping[str, float | None] | None) -> str:
 
 def _shown_by_the_hub(rows: Sequence[Mapping[str, Any]]) -> list[tuple[str, str, float]]:
     """What was never optimised, and what was, in one number."""
-    return [
-        (
-            row["name"],
-            f"{row['name']} ({'optimised' if row['optimised'] else 'held out'})",
-            float(f"{row['value']:.4g}"),
-        )
-        for row in rows
-        if row["value"] is not None and (not row["optimised"] or row["name"] == "combined")
-    ]
-
-
-def _example(compounds: Mapping[str, Any]) -> str:
-    names = sorted(set(compounds) - {"DMSO"})
-    return "taxol" if "taxol" in compounds or not names else names[0]
+    shown = [row for row in rows if row["value"] is not None and (not row["optimised"] or row["name"] == "combined")]
+    kinds = {True: "optimised", False: "held out"}
+    return [(r["name"], f"{r['name']} ({kinds[r['optimised']]})", float(f"{r['value']:.4g}")) for r in shown]

@@ -10,19 +10,12 @@ from cellfluxrl.hub.cards import render_card
 from cellfluxrl.rewards.biological import REWARD_NAMES
 from cellfluxrl.rewards.statistics import FEW_IMAGES
 
-if TYPE_CHECKING:  # the suite writes its card
+if TYPE_CHECKING:
     from cellfluxrl.rewards.suite import RewardSuite
 
 
 def suite_card(suite: RewardSuite) -> str:
-    """Fill in `model_cards/rewards.md`.
-
-    Args:
-        suite: A fitted one; of one that is not, the card says that nothing can be scored.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
-    """
+    """Fill in `model_cards/rewards.md`; of a suite that is not fitted, it says that nothing can be scored."""
     counts = dict(zip(suite.moas, suite.count.tolist(), strict=True))
     known = [moa for moa, count in counts.items() if count]
     separability = separability_text(suite) if known else {}
@@ -72,12 +65,12 @@ def statistics_text(suite: RewardSuite, moa: str) -> list[str]:
 
 
 def separability_text(suite: RewardSuite) -> dict[str, str]:
-    """Separability of the statistics that know nothing of an image's true MoA.
+    """Separability of the statistics that do not use an image's true MoA.
 
-    The classifier's log-odds are those of the true MoA: the better it tells every MoA, the more alike they are.
+    The classifier's log-odds are those of the true MoA: the better it knows every MoA, the more alike they are.
     """
-    knowing = {name for name, looks in suite.looks_at.items() if looks & {"classifier", "moa"}}
-    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name not in knowing}
+    uses_moa = {name for name, looks in suite.looks_at.items() if looks & {"classifier", "moa"}}
+    return {name: f"{share:.2f}" for name, share in suite.separability().items() if name not in uses_moa}
 
 
 def _three_digits(number: float) -> str:

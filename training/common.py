@@ -44,7 +44,7 @@ def encoder_of(cells: datasets.DatasetDict, *, log_dose: bool = False) -> Compou
     columns = ["compound", "smiles", "moa"]
     tables = [split.select_columns(columns).to_pandas().drop_duplicates() for split in cells.values()]
     compounds = [tuple(row) for table in tables for row in table[columns].itertuples(index=False)]
-    return encoder_for(compounds, log_dose)
+    return encoder_for(compounds, log_dose=log_dose)
 
 
 def conditions_of(encoder: CompoundEncoder, pairs: PairSource) -> torch.Tensor:

@@ -15,20 +15,18 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from cellfluxrl.files import read_json
+
 PATTERN = re.compile(r"checkpoint-(\d+)")
 
 
 def save_checkpoint(
     output_dir: str | Path, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any], keep: int
 ) -> Path:
-    """Write `output_dir/checkpoint-STEP` and drop all but the last `keep`.
+    """Write `output_dir/checkpoint-STEP`, a safetensors file an entry and a JSON, and drop all but the last `keep`.
 
     The folder is written under another name and renamed when complete: a killed process or a full disk leaves the
     checkpoints before it as they were.
-
-    Args:
-        tensors: One safetensors file for each entry.
-        state: Everything else, as JSON.
     """
     output_dir = Path(output_dir)
     final = output_dir / f"checkpoint-{step}"
@@ -38,10 +36,8 @@ def save_checkpoint(
     try:
         for name, values in tensors.items():
             # A clone for each name: safetensors refuses tensors that share memory.
-            save_file(
-                {key: value.detach().cpu().clone().contiguous() for key, value in values.items()},
-                partial / f"{name}.safetensors",
-            )
+            clones = {key: value.detach().cpu().clone().contiguous() for key, value in values.items()}
+            save_file(clones, partial / f"{name}.safetensors")
         (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
         for path in partial.iterdir():
             with open(path, "rb") as file:
@@ -81,8 +77,8 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     if resume_from_checkpoint is None:
         if there := list_checkpoints(output_dir):
             raise FileExistsError(
-                f"{str(output_dir)!r} holds {there[-1].name} of an earlier run: go on from it with "
-                "--resume_from_checkpoint latest, or start anew in another --output_dir"
+                f"{str(output_dir)!r} holds {there[-1].name} of an earlier run: resume it with "
+                "--resume_from_checkpoint latest, or start again in another --output_dir"
             )
         return None
     if resume_from_checkpoint == "latest":
@@ -90,16 +86,14 @@ def find_checkpoint(output_dir: str | Path, resume_from_checkpoint: str | None) 
     path = Path(resume_from_checkpoint)
     if not (path / "state.json").is_file():
         there = [p.name for p in list_checkpoints(output_dir)] or "none"
-        raise FileNotFoundError(
-            f"{resume_from_checkpoint!r} is not a checkpoint; in {str(output_dir)!r} there: {there}"
-        )
+        raise FileNotFoundError(f"{resume_from_checkpoint!r} is not a checkpoint; {str(output_dir)!r} has: {there}")
     return path
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, dict[str, torch.Tensor]], dict[str, Any]]:
     """Read back what [`save_checkpoint`] wrote: the tensors by file name, and the state."""
     tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
-    return tensors, json.loads((path / "state.json").read_text())
+    return tensors, read_json(path / "state.json")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -119,7 +113,7 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, to
 
 def frozen_copy(model: torch.nn.Module) -> torch.nn.Module:
     """A copy in evaluation mode that shares no memory and gets no gradients."""
-    return copy.deepcopy(model).eval().requires_grad_(False)
+    return copy.deepcopy(model).eval().requires_grad_(requires_grad=False)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import time
@@ -10,6 +11,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -70,6 +72,11 @@ def locked(folder: str | Path, refusal: str) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file."""
+    return json.loads(Path(path).read_text(encoding="utf-8"))
 
 
 def file_sha256(path: str | Path) -> str:

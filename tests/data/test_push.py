@@ -229,7 +229,7 @@ def test_a_push_goes_on_where_the_connection_broke(hub, owner, repo_id, built):
     hub.fail(f"PUT .*{repo_id}/{broken}", cut=True, times=6)
     error = owner.push(built, repo_id, fails=True)
     assert error.startswith("ConnectionError: the Hub cannot be reached")
-    assert "run the same command again: it goes on" in error
+    assert "run the same command again: it resumes" in error
     assert published(hub, repo_id) == set(), "half of a data set was published"
     arrived = {request.path for request in uploads(hub, repo_id) if request.status == 200}
     assert len(arrived) == 3  # the other Parquet files, and the picture

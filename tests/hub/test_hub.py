@@ -9,8 +9,8 @@ import pytest
 from hub_server import HubServer, HubUser, Request
 
 from cellfluxrl.data.compounds import CONTROL
-from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import load_card
+from cellfluxrl.hub.download import check_repo_id
 from cellfluxrl.hub.push import push_files
 from cellfluxrl.rewards.card import suite_card
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import datasets
@@ -20,24 +21,14 @@ TAGS = ("biology", "microscopy", "single-cell", "drug-discovery", "cellfluxrl")
 
 @dataclass(frozen=True)
 class Origin:
-    """What the card says that depends on where the cells come from.
+    """What the card says that depends on where the cells come from."""
 
-    Args:
-        title: Of the data set.
-        what: What the cells are and who imaged them.
-        limits: What the data must not be taken for.
-        terms: The licence, in words.
-        citation: What to cite.
-        license: The fields `license`, and for a licence of one's own `license_name` and `license_link`, of the card's
-            metadata.
-    """
-
-    title: str
-    what: str
-    limits: tuple[str, ...]
-    terms: str
+    title: str  # of the data set
+    what: str  # the cells are, and who imaged them
+    limits: tuple[str, ...]  # what the data must not be taken for
+    terms: str  # the licence, in words
     citation: str
-    license: dict[str, str]
+    license: dict[str, str]  # the card's `license`, and for a custom one `license_name` and `license_link`
 
 
 _REAL_LIMITS = (
@@ -114,7 +105,7 @@ _STRETCH = (
     "different plates are therefore on different scales."
 )
 _CUT = (
-    "Nuclei were found in the DNA channel (typical diameter {nucleus_diameter:g} pixels), and {crop_size} x "
+    "Nuclei were found in the DNA channel (typical diameter {nucleus_diameter} pixels), and {crop_size} x "
     "{crop_size} pixels were cut out around each, then resized to {image_size} x {image_size}.",
     "Illumination: each channel was divided by the smoothed mean of the plate's fields of view; plates with too few "
     "fields were left as they are, which `build_report.json` notes.",
@@ -138,15 +129,11 @@ SPLITS = {
 
 
 def dataset_card(report: dict) -> str:
-    """Fill in `model_cards/dataset.md`.
+    """Fill in `model_cards/dataset.md` from the report of a build, as in `build_report.json`.
 
-    Args:
-        report: The report of a build, as in `build_report.json`. A `"folder"` is described by the user, with `license`
-            (a licence identifier of the Hub), and if wanted `license_name`, `license_link`, `title`, `description` and
-            `citation`. Without `license` the card has none, and [`push_dataset`] refuses it.
-
-    Returns:
-        Markdown with a YAML header that `datasets.load_dataset` and the Hub read.
+    A `"folder"` is described by the user, with `license` (a licence identifier of the Hub), and if wanted
+    `license_name`, `license_link`, `title`, `description` and `citation`. Without `license` the card has none, and
+    [`push_dataset`] refuses it.
 
     Raises:
         ValueError: If the report's source is unknown.
@@ -158,19 +145,22 @@ def dataset_card(report: dict) -> str:
     settings = {"image_size": report["image_size"], **report.get("settings", {})}
     if "crop_size" in report:
         settings.setdefault("crop_size", report["crop_size"])
+    numbers = {name: f"{value:g}" if isinstance(value, float) else value for name, value in settings.items()}
+    known = defaultdict(lambda: "unknown", numbers)  # a source may leave settings out
     counts = reported_counts(report)
+    splits = [split for split in ("train", "test") if split in set(counts["split"])]
     held_out = sorted(report["split"].get("held_out") or counts.loc[counts["split"] == "test", "plate"].unique())
     scheme = SPLITS.get(report["split"]["scheme"], report["split"]["scheme"])
     return render_card(
         "dataset.md",
-        metadata=_metadata(report, origin, counts),
+        metadata=_metadata(report, origin, counts, splits),
         origin=origin,
         total=f"{counts['cells'].sum():,}",
         image_size=report["image_size"],
         channels=report["channel_names"],
-        splits=_splits(counts),
+        splits=splits,
         tables={title: _markdown(table) for title, table in count_tables(counts).items()},
-        processing=[step.format_map(_Settings(settings)) for step in PROCESSING[source]],
+        processing=[step.format_map(known) for step in PROCESSING[source]],
         split=scheme.format(held_out=", ".join(held_out) or "none"),
         near_border=sum(plate.get("near_border", 0) for plate in report["plates"].values()),
         problems=len(problems_of(report)),
@@ -178,20 +168,8 @@ def dataset_card(report: dict) -> str:
     )
 
 
-class _Settings(dict):
-    """Settings that a source left out are said to be unknown."""
-
-    def __missing__(self, key: str) -> _Unknown:
-        return _Unknown()
-
-
-class _Unknown:
-    def __format__(self, spec: str) -> str:
-        return "unknown"
-
-
 def _described(origin: Origin, report: dict) -> Origin:
-    """The user's own words in place of ours."""
+    """The user's words in place of ours."""
     license = {key: report[key] for key in LICENSE_FIELDS if report.get(key)}
     link = f" ({report['license_link']})" if report.get("license_link") else ""
     return replace(
@@ -204,45 +182,31 @@ def _described(origin: Origin, report: dict) -> Origin:
     )
 
 
-def _splits(counts: pd.DataFrame) -> list[str]:
-    present = set(counts["split"])
-    return [split for split in ("train", "test") if split in present]
-
-
-def _metadata(report: dict, origin: Origin, counts: pd.DataFrame) -> str:
+def _metadata(report: dict, origin: Origin, counts: pd.DataFrame, splits: list[str]) -> str:
     """The YAML header. With the features and the row counts in it, `load_dataset` notices what is missing."""
-    splits = _splits(counts)
     rows = counts.groupby("split")["cells"].sum()
+    files = [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits]
     card = DatasetCardData(
         **origin.license,
         pretty_name=origin.title,
         task_categories=["image-classification", "image-to-image"],
         tags=[*TAGS],
         size_categories=[_size_category(int(counts["cells"].sum()))],
-        configs=[
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}/*.parquet"} for split in splits],
-            }
-        ],
+        configs=[{"config_name": "default", "data_files": files}],
     )
+    lengths = [{"name": split, "num_examples": int(rows[split])} for split in splits]
     info = datasets.DatasetInfo(
         features=cell_features(report["channel_names"], report["image_size"], published=True),
-        splits=datasets.SplitDict.from_split_dict(
-            [{"name": split, "num_examples": int(rows[split])} for split in splits]
-        ),
+        splits=datasets.SplitDict.from_split_dict(lengths),
     )
     DatasetInfosDict({"default": info}).to_dataset_card_data(card)
     return card.to_yaml()
 
 
 def _size_category(cells: int) -> str:
-    """The Hub's size of a data set of so many rows."""
-    names = ["1K", "10K", "100K", "1M", "10M"]
-    for exponent, (low, high) in enumerate(zip([None, *names], names, strict=False), start=3):
-        if cells < 10**exponent:
-            return f"{low}<n<{high}" if low else f"n<{high}"
-    return "10M<n<100M"
+    """The Hub's size of a data set of so many rows, up to 100 million."""
+    sizes = ["n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
+    return next((size for exponent, size in enumerate(sizes, start=3) if cells < 10**exponent), "10M<n<100M")
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -250,6 +214,4 @@ def _markdown(table: pd.DataFrame) -> str:
         return "| " + " | ".join(str(cell).replace("|", "\\|") or "–" for cell in cells) + " |"
 
     rules = ["---:" if pd.api.types.is_numeric_dtype(table[name]) else "---" for name in table.columns]
-    return "\n".join(
-        [line(list(table.columns)), line(rules), *(line(row) for row in table.astype(object).values.tolist())]
-    )
+    return "\n".join(line(row) for row in [list(table.columns), rules, *table.astype(object).values.tolist()])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -10,22 +9,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellfluxrl.data.info import REPORT_NAME
-from cellfluxrl.files import contained_path
-from cellfluxrl.hub.access import check_repo_id
+from cellfluxrl.files import contained_path, read_json
 from cellfluxrl.hub.cards import CARD_NAME, load_card
-from cellfluxrl.hub.push import push_files
+from cellfluxrl.hub.download import check_repo_id
+from cellfluxrl.hub.push import present, push_files
 
 SHEET_NAME = "contact_sheet.png"
 NO_LICENSE = ("", "unknown", "none")
 
 
-def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token: str | None = None) -> str:
+def push_dataset(folder: str | Path, repo_id: str, *, private: bool = False, token: str | None = None) -> str:
     """Upload a data set to the Hugging Face Hub in one commit, so that nobody ever loads half of it.
 
     The Parquet files, `README.md`, `build_report.json` and, if it is there, `contact_sheet.png` are sent, after a
-    check that they are complete; other files in the folder are not. Parquet files of an earlier version that are no
-    longer part of the data set are removed in the same commit. After an interruption call it again: what has arrived
-    at the Hub is not sent again.
+    check that they are complete; Parquet files of an earlier version are removed. Repeat it after an interruption:
+    what has arrived at the Hub is not sent again.
 
     Args:
         folder: What `cellfluxrl data build` wrote.
@@ -46,28 +44,13 @@ def push_dataset(folder: str | Path, repo_id: str, private: bool = False, token:
         >>> push_dataset("my_cells", "my-lab/my-cells", private=True)                 # doctest: +SKIP
     """
     check_repo_id(repo_id)
-    return push_files(
-        folder,
-        checked_files(folder),
-        repo_id,
-        repo_type="dataset",
-        commit_message="Data set of single cells, made with CellFluxRL",
-        private=private,
-        token=token,
-        replaces="data/*.parquet",
-    )
+    message = "Data set of single cells, made with CellFluxRL"
+    how = {"private": private, "token": token, "replaces": ["data/*.parquet"]}
+    return push_files(folder, checked_files(folder), repo_id, "dataset", message, **how)
 
 
 def checked_files(folder: str | Path) -> list[str]:
-    """Check that a folder holds a complete data set.
-
-    Returns:
-        The files to publish, relative to the folder.
-
-    Raises:
-        ValueError: If the build did not finish, or files are missing, unreadable, have another number of rows than
-            the report says or are not listed in it, or the card cannot be published.
-    """
+    """Check that a folder holds a complete data set that may be published; return the names of its files."""
     folder = Path(folder)
     report = _finished_report(folder)
     listed = {name: rows for plate in report["plates"].values() for name, rows in plate["files"].items()}
@@ -79,8 +62,7 @@ def checked_files(folder: str | Path) -> list[str]:
     if unlisted:
         raise ValueError(f"{str(folder)!r} holds files that {REPORT_NAME} does not list: {sorted(unlisted)}")
     _check_card(folder / CARD_NAME)
-    sheet = [SHEET_NAME] if (folder / SHEET_NAME).is_file() else []
-    return [CARD_NAME, REPORT_NAME, *sheet, *sorted(listed)]
+    return [CARD_NAME, REPORT_NAME, *present(folder, SHEET_NAME), *sorted(listed)]
 
 
 def _finished_report(folder: Path) -> dict:
@@ -88,7 +70,7 @@ def _finished_report(folder: Path) -> dict:
     if not path.is_file():
         raise ValueError(f"{str(folder)!r} has no {REPORT_NAME}: it is not a data set that was built")
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        report = read_json(path)
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
     if report.get("complete") is not True:

@@ -5,34 +5,27 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import DatasetCard, try_to_load_from_cache
 
+import cellfluxrl
 from cellfluxrl.data.card import LICENSE_FIELDS, ORIGINS
 from cellfluxrl.data.info import REPORT_NAME
-from cellfluxrl.files import write_whole
-from cellfluxrl.hub.access import is_repo_id
+from cellfluxrl.files import read_json, write_whole
 from cellfluxrl.hub.cards import CARD_NAME
+from cellfluxrl.hub.download import is_repo_id
 from cellfluxrl.hub.push import RECORD_NAME
 
 
 def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping[str, Any]) -> None:
-    """Write `training.json`.
-
-    Args:
-        output_dir: Where the script saves.
-        script: Its name: `"pretrain"`, `"moa"` or `"rl"`.
-        args: Its arguments, a dataclass.
-        splits: The cells that it was trained on, and the held-out ones.
-    """
+    """Write `training.json` of the `script` `"pretrain"`, `"moa"` or `"rl"`, with its arguments and its cells."""
     settings = dataclasses.asdict(args)
     base = settings.get("pretrained_model_name_or_path")
     record = {
         "script": script,
-        "cellfluxrl": version("cellfluxrl"),
+        "cellfluxrl": cellfluxrl.__version__,
         "settings": settings,
         "data": describe_data(args.dataset_name, splits),
         "base": read_record(base) if base else None,
@@ -45,12 +38,14 @@ def write_record(output_dir: str | Path, script: str, args: Any, splits: Mapping
 def read_record(folder: str | Path) -> dict[str, Any] | None:
     """The record of a folder, or `None` where there is none."""
     path = Path(folder) / RECORD_NAME
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    return read_json(path) if path.is_file() else None
 
 
 def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any]:
     """Counts of a data set's cells, what it was built from, and its licence as far as its card says it."""
-    source = {"crops": "crops", "simulated": "simulated"}.get(dataset_name, _source_of(dataset_name))
+    report = Path(dataset_name) / REPORT_NAME
+    built_from = read_json(report).get("source") if report.is_file() else None
+    source = dataset_name if dataset_name in ("crops", "simulated") else built_from
     columns = ["plate", "compound", "moa", "is_control"]
     tables = {name: split.select_columns(columns).to_pandas() for name, split in splits.items()}
     treated = [table[~table["is_control"]] for table in tables.values()]
@@ -67,13 +62,8 @@ def describe_data(dataset_name: str, splits: Mapping[str, Any]) -> dict[str, Any
 
 
 def _is_on_hub(name: str) -> bool:
-    """Whether that is a repository; only where the script runs can it be told from a folder."""
+    """Whether that is a repository and not a folder, which is known only where the script runs."""
     return is_repo_id(name) and not Path(name).exists()
-
-
-def _source_of(dataset_name: str) -> str | None:
-    path = Path(dataset_name) / REPORT_NAME
-    return json.loads(path.read_text(encoding="utf-8")).get("source") if path.is_file() else None
 
 
 def _license_of(dataset_name: str, source: str | None) -> dict[str, str]:

@@ -9,41 +9,33 @@ from typing import TYPE_CHECKING
 
 from cellfluxrl.arguments import RunArguments, option_group
 
-_hub = option_group("publishing")
-
 if TYPE_CHECKING:  # importing it takes seconds, and --help needs only the options
     from cellfluxrl.hub.mixin import HubMixin
+
+_hub = option_group("publishing")
 
 
 @dataclass
 class HubArguments(RunArguments):
     """What every training script takes that publishes what it trained."""
 
-    push_to_hub: bool = _hub(False, "publish the result on the Hugging Face Hub when the training is done")
+    push_to_hub: bool = _hub(default=False, help="publish the result on the Hugging Face Hub after the training")
     hub_model_id: str | None = _hub(
         None, "the repository to publish in, owner/name; default: the name of --output_dir, of the token's owner"
     )
-    private: bool = _hub(False, "let only those with access read a new repository")
+    private: bool = _hub(default=False, help="let only those with access read a new repository")
 
 
 def hub_repository(args: HubArguments) -> str | None:
-    """Where to publish, found out before the training, so that a mistake does not show at its end.
-
-    Returns:
-        `"owner/name"`; `None` if nothing is to be published.
-
-    Raises:
-        ValueError: If the name is malformed, or given without `push_to_hub`.
-        PermissionError: If there is no access token, or it is not valid.
-        ConnectionError: If the Hub cannot be reached.
-    """
+    """Where to publish, `"owner/name"` or `None`, found out before the training, so that mistakes show early."""
     if not args.push_to_hub:
         if args.hub_model_id or args.private:
             raise ValueError("--hub_model_id and --private need --push_to_hub: without it nothing is published")
         return None
     from huggingface_hub import HfApi
 
-    from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
+    from cellfluxrl.hub.download import check_repo_id
+    from cellfluxrl.hub.push import check_token, readable_errors
 
     check_token()
     repo_id = args.hub_model_id
@@ -56,11 +48,7 @@ def hub_repository(args: HubArguments) -> str | None:
 
 
 def publish_run(args: HubArguments, repo_id: str, trained: type[HubMixin]) -> None:
-    """Publish what a script has saved, an object of the class `trained`.
-
-    Raises:
-        ValueError, OSError: If that fails; what was trained is kept, and the message says how to go on.
-    """
+    """Publish what a script has saved, an object of the class `trained`; if that fails, say that it is kept."""
     try:
         url = trained.push_folder(args.output_dir, repo_id, private=args.private)
     except (ValueError, OSError) as error:

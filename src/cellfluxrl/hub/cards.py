@@ -25,35 +25,19 @@ TEMPLATES = Environment(
 
 
 def render_card(template: str, **facts: Any) -> str:
-    """Fill in a template of `model_cards/`.
-
-    Args:
-        template: Its file name.
-        **facts: Everything that the template names.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
-    """
+    """Fill in a template of `model_cards/` with everything that it names, as Markdown with a YAML header."""
     return TEMPLATES.get_template(template).render(facts)
 
 
 def load_card(path: Path, repo_type: str) -> RepoCard:
-    """Read the card of a repository.
-
-    Raises:
-        ValueError: If it is missing, cannot be read, or still has placeholders.
-    """
+    """Read the card of a `"model"` or `"dataset"`; a `ValueError` if it is missing, or as [`parse_card`] says."""
     if not path.is_file():
         raise ValueError(f"{path} is missing: a repository needs a card")
     return parse_card(path.read_text(encoding="utf-8"), str(path), repo_type)
 
 
 def parse_card(content: str, where: str, repo_type: str) -> RepoCard:
-    """Read a card from text.
-
-    Raises:
-        ValueError: If it cannot be read or still has placeholders; `where` says which card it is.
-    """
+    """Read a card from text; a `ValueError` that names `where` it is if it cannot be read or has placeholders."""
     try:
         card = CARDS[repo_type](content)
     except Exception as error:  # of yaml, or whatever its header makes huggingface_hub do

@@ -13,13 +13,13 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from cellfluxrl.files import write_whole
-from cellfluxrl.hub.access import check_repo_id
 from cellfluxrl.hub.cards import CARD_NAME
 from cellfluxrl.hub.download import (
     PIPELINE_INDEX,
     WEIGHTS,
     check_name,
     check_pipeline_folder,
+    check_repo_id,
     components_of,
     download_pipeline,
     readable_download_errors,
@@ -41,23 +41,18 @@ if TYPE_CHECKING:
 
 
 class HubMixin:
-    """Publishes what is saved into a folder, with a card, in one commit.
+    """Publishes what is saved into a folder, with a card, in one commit."""
 
-    Attributes:
-        hub_kind: What messages call it, such as `"classifier"`.
-        hub_message: Of the commit.
-        hub_replaces: Files of an earlier version that go when a new one comes, as patterns.
-        card_of: Writes the card of a folder, for a repository and a licence, unless the folder always has one.
-    """
-
-    hub_kind: ClassVar[str]
-    hub_message: ClassVar[str]
-    hub_replaces: ClassVar[tuple[str, ...]]
+    hub_kind: ClassVar[str]  # what messages call it, such as "classifier"
+    hub_message: ClassVar[str]  # of the commit
+    hub_replaces: ClassVar[tuple[str, ...]]  # files of an earlier version that a new one removes, as patterns
+    # Writes the card of a folder, for a repository and a licence, unless the folder always has one.
     card_of: ClassVar[Callable[[Path, str, str | None], str] | None] = None
 
     def push_to_hub(
         self,
         repo_id: str,
+        *,
         private: bool = False,
         token: str | None = None,
         commit_message: str | None = None,
@@ -79,7 +74,10 @@ class HubMixin:
             The repository's address.
 
         Raises:
-            ValueError, PermissionError, ConnectionError: As [`push_files`] says.
+            ValueError: If the name is malformed, the Hub refuses the card or the files, the card has placeholders, or
+                the repository is public and `private` was asked for.
+            PermissionError: If there is no token, or it may not write there.
+            ConnectionError: If the Hub cannot be reached or fails.
 
         Example:
             >>> pipe.push_to_hub("my-lab/my-cells", private=True)                          # doctest: +SKIP
@@ -88,13 +86,15 @@ class HubMixin:
         with TemporaryDirectory() as folder:
             self.save_pretrained(folder)
             copy_records(self.config.get("_name_or_path"), folder)
-            return self.push_folder(folder, repo_id, private, token, commit_message, license)
+            how = {"private": private, "token": token, "commit_message": commit_message, "license": license}
+            return self.push_folder(folder, repo_id, **how)
 
     @classmethod
     def push_folder(
         cls,
         folder: str | Path,
         repo_id: str,
+        *,
         private: bool = False,
         token: str | None = None,
         commit_message: str | None = None,
@@ -113,8 +113,7 @@ class HubMixin:
             The repository's address.
 
         Raises:
-            ValueError: If weights or a configuration are missing, or as [`push_files`] says.
-            PermissionError, ConnectionError: As [`push_files`] says.
+            ValueError, PermissionError, ConnectionError: As in [`push_to_hub`]; or if a file is missing.
 
         Example:
             >>> CellFluxRLPipeline.push_folder("runs/rl", "my-lab/my-cells")               # doctest: +SKIP
@@ -132,7 +131,8 @@ class HubMixin:
             if name.endswith("config.json"):
                 texts[name] = without_paths((folder / name).read_text(encoding="utf-8"))
         message = commit_message or cls.hub_message
-        return push_files(folder, names, repo_id, "model", message, private, token, cls.hub_replaces, texts)
+        how = {"private": private, "token": token, "replaces": cls.hub_replaces, "texts": texts}
+        return push_files(folder, names, repo_id, "model", message, **how)
 
     @classmethod
     def _published_files(cls, folder: Path) -> tuple[list[str], dict[str, str]]:
@@ -147,45 +147,43 @@ class HubModelMixin(HubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Self:
-        """Load from a folder or from the Hugging Face Hub.
+        """Load from a folder or from the Hugging Face Hub; safetensors only.
 
         Args:
             pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub; with `subfolder="rewards"` the
                 suite of a pipeline.
             **kwargs: `revision`, `cache_dir`, `token` and the others of `diffusers.ModelMixin.from_pretrained`.
-                Weights are safetensors only.
 
         Raises:
             FileNotFoundError, PermissionError, ConnectionError, ValueError: As [`readable_download_errors`] says.
         """
         kwargs.setdefault("use_safetensors", True)
-        where = (pretrained_model_name_or_path, cls.hub_kind, kwargs.get("revision"), kwargs.get("token"))
-        with readable_download_errors(*where, bool(kwargs.get("local_files_only"))):
+        how = {name: kwargs[name] for name in ("revision", "token", "local_files_only") if name in kwargs}
+        with readable_download_errors(pretrained_model_name_or_path, cls.hub_kind, **how):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     def save_pretrained(
         self,
         save_directory: str | os.PathLike,
+        *,
         is_main_process: bool = True,
-        save_function: Callable | None = None,
         safe_serialization: bool = True,
         variant: str | None = None,
         max_shard_size: int | str = "10GB",
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
-        """Save everything into one folder.
+        """Save everything into one folder, which is made if it is not there.
 
         Args:
-            save_directory: Made if it is not there.
             push_to_hub: Publish it too: `repo_id` (by default the folder's name), `private`, `token`, `commit_message`
                 and `license` are passed on to [`push_to_hub`].
-            **kwargs: The others are those of `diffusers.ModelMixin.save_pretrained`.
+            **kwargs: These and the others are those of `diffusers.ModelMixin.save_pretrained`.
         """
         options = _push_options(save_directory, kwargs)
-        super().save_pretrained(
-            save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, **kwargs
-        )
+        # Named above, since a pipeline looks into the signature for what it may pass on.
+        kwargs |= {"safe_serialization": safe_serialization, "variant": variant, "max_shard_size": max_shard_size}
+        super().save_pretrained(save_directory, is_main_process=is_main_process, **kwargs)
         if is_main_process and (card := self.saved_card()):
             write_whole(Path(save_directory) / CARD_NAME, lambda path: path.write_text(card, encoding="utf-8"))
         if push_to_hub:
@@ -208,17 +206,16 @@ class HubPipelineMixin(HubMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any) -> Self:
-        """Load a pipeline from a folder or from the Hugging Face Hub, without running code that lies there.
+        """Load a pipeline from a folder or the Hugging Face Hub, safetensors only, without running code from there.
 
         Args:
             pretrained_model_name_or_path: A folder, or `"owner/name"` on the Hub.
             **kwargs: `revision`, `variant`, `cache_dir`, `token`, components to use instead of those that are there,
-                and everything else as in [`DiffusionPipeline.from_pretrained`]. Weights are safetensors only.
+                and everything else as in [`DiffusionPipeline.from_pretrained`].
 
         Raises:
             FileNotFoundError: If there is no such folder or repository, or it lacks a component.
-            PermissionError, ConnectionError: As [`download_pipeline`] says.
-            ValueError: If the revision or variant is unknown, with the nearest one.
+            PermissionError, ConnectionError, ValueError: As [`download_pipeline`] says.
         """
         check_name(pretrained_model_name_or_path)
         folder = Path(pretrained_model_name_or_path)
@@ -238,43 +235,33 @@ class HubPipelineMixin(HubMixin):
 
     @classmethod
     def load_config(cls, pretrained_model_name_or_path: str | Path, **kwargs: Any):
-        """The index of a pipeline's folder, with the installed modules for what it loads through files of its own.
+        """The index of a pipeline's folder, which leads to the installed modules.
 
         Components that this class does not have, such as the rewards of a post-trained pipeline that is loaded as a
         base, are left out.
         """
         config = super().load_config(pretrained_model_name_or_path, **kwargs)
-        return cls._own_index(config) if isinstance(config, dict) else (cls._own_index(config[0]), *config[1:])
-
-    @classmethod
-    def _own_index(cls, index: dict[str, Any]) -> dict[str, Any]:
-        own, _ = cls._get_signature_keys(cls)
-        return {
+        index, *rest = [config] if isinstance(config, dict) else config
+        components, _ = cls._get_signature_keys(cls)
+        index = {
             name: value
             for name, value in with_modules(index).items()
-            if name.startswith("_") or name in own or not isinstance(value, list)
+            if name.startswith("_") or name in components or not isinstance(value, list)
         }
+        return (index, *rest) if rest else index
 
-    def save_pretrained(
-        self,
-        save_directory: str | Path,
-        safe_serialization: bool = True,
-        variant: str | None = None,
-        max_shard_size: int | str | None = None,
-        push_to_hub: bool = False,
-        **kwargs: Any,
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, *, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Save everything into one folder, which this class loads, and diffusers alone with `trust_remote_code=True`.
 
         Args:
             save_directory: Made if it is not there.
-            variant: Part of the names of the weights, such as `"fp16"`, beside those of others.
             push_to_hub: Publish it too: `repo_id` (by default the folder's name) and the other arguments of
                 [`push_to_hub`] are passed on.
-            **kwargs: The others are those of `diffusers.DiffusionPipeline.save_pretrained`.
+            **kwargs: Those of `diffusers.DiffusionPipeline.save_pretrained`, such as `variant="fp16"`, which becomes
+                part of the names of the weights.
         """
         options = _push_options(save_directory, kwargs)
-        super().save_pretrained(save_directory, safe_serialization, variant, max_shard_size, **kwargs)
+        super().save_pretrained(save_directory, **kwargs)
         write_shims(save_directory)
         if push_to_hub:
             self.push_folder(save_directory, **options)

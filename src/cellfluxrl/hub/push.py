@@ -1,25 +1,25 @@
-"""Which files of a folder go to the Hugging Face Hub, and their upload in one commit."""
+"""Which files of a folder go to the Hugging Face Hub, their upload in one commit, and readable errors."""
 
 from __future__ import annotations
 
 import filecmp
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard, get_token
 from huggingface_hub.errors import HfHubHTTPError
 
 from cellfluxrl.files import contained_path, write_whole
-from cellfluxrl.hub.access import check_repo_id, check_token, readable_errors
 from cellfluxrl.hub.cards import CARD_NAME, load_card, parse_card
-from cellfluxrl.hub.download import PIPELINE_INDEX
+from cellfluxrl.hub.download import PIPELINE_INDEX, check_repo_id, first_line
 
 # What training and evaluation leave beside the weights, for the card to say.
 LOG_NAME, METRICS_NAME, RECORD_NAME, RESULTS_NAME = "log.jsonl", "metrics.json", "training.json", "results.json"
+RETRY = "run the same command again: it resumes, and does not send again what has arrived"
 
 
 def push_files(
@@ -28,46 +28,24 @@ def push_files(
     repo_id: str,
     repo_type: str,
     commit_message: str,
+    *,
     private: bool = False,
     token: str | None = None,
-    replaces: str | Sequence[str] = (),
+    replaces: Sequence[str] = (),
     texts: Mapping[str, str] | None = None,
 ) -> str:
-    """Upload files to the Hugging Face Hub in one commit, so that nobody ever loads half of them.
-
-    After an interruption call it again: what has arrived at the Hub is not sent again.
+    """Upload files to a repository in one commit, so that nobody ever loads half of them; return its address.
 
     Args:
-        folder: Where the files are.
-        files: Their names, relative to the folder. A card, `README.md`, is among them or `texts`.
-        repo_id: `"owner/name"`; the repository is created where there is none.
+        files: Names relative to the folder. A card, `README.md`, is among them or `texts`.
         repo_type: `"dataset"` or `"model"`.
-        commit_message: One line.
-        private: Whether only its owner may read a new repository.
-        token: An access token with the right to write; by default the one of `hf auth login`.
-        replaces: Files of the repository whose names match one of these patterns (as in a shell) and that are not sent
-            are removed in the same commit: they are of an earlier version.
+        replaces: Patterns, as in a shell, of files of an earlier version, which are removed unless sent.
         texts: Files that are not in the folder, by name; they win over those that are.
-
-    Returns:
-        The repository's address.
-
-    Raises:
-        ValueError: If the card has placeholders or is refused by the Hub, the repository's name is malformed, or it is
-            public and `private` was asked for.
-        PermissionError: If there is no token, or it may not write there.
-        ConnectionError: If the Hub cannot be reached or fails.
-
-    Example:
-        >>> push_files("cells", ["README.md"], "my-lab/cells", "dataset", "A card")   # doctest: +SKIP
     """
     folder, texts = Path(folder), texts or {}
-    patterns = [replaces] if isinstance(replaces, str) else replaces
     check_repo_id(repo_id)
-    if CARD_NAME in texts:
-        card = parse_card(texts[CARD_NAME], f"the card of {folder}", repo_type)
-    else:
-        card = load_card(folder / CARD_NAME, repo_type)
+    text = texts.get(CARD_NAME)
+    card = parse_card(text, f"the card of {folder}", repo_type) if text else load_card(folder / CARD_NAME, repo_type)
     check_token(token)
     api = HfApi(token=token)
     with readable_errors(repo_id):
@@ -82,15 +60,11 @@ def push_files(
     additions = [CommitOperationAdd(name, folder / name) for name in files if name not in texts]
     additions += [CommitOperationAdd(name, text.encode()) for name, text in texts.items()]
     with readable_errors(repo_id):
-        present = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
-        stale = sorted(name for name in present if any(fnmatch(name, pattern) for pattern in patterns))
+        others = set(api.list_repo_files(repo_id, repo_type=repo_type)) - {*files, *texts}
+        stale = sorted(name for name in others if any(fnmatch(name, pattern) for pattern in replaces))
+        operations = additions + [CommitOperationDelete(name) for name in stale]
         # Not upload_folder, which may spread a large folder over several commits.
-        api.create_commit(
-            repo_id,
-            additions + [CommitOperationDelete(name) for name in stale],
-            commit_message=commit_message,
-            repo_type=repo_type,
-        )
+        api.create_commit(repo_id, operations, commit_message=commit_message, repo_type=repo_type)
     return str(url)
 
 
@@ -105,32 +79,54 @@ def _refusal(card: RepoCard) -> str | None:
     return None
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# What is in a folder that was saved
-# --------------------------------------------------------------------------------------------------------------------
+def check_token(token: str | None = None) -> None:
+    """Raise a `PermissionError` if there is no access token, given or of `hf auth login`."""
+    if not (token or get_token()):
+        raise PermissionError("there is no access token for the Hub: run `hf auth login`, or set HF_TOKEN")
+
+
+@contextmanager
+def readable_errors(repo_id: str) -> Iterator[None]:
+    """Turn what goes wrong between here and the Hub into one sentence that says what to do."""
+    try:
+        yield
+    except Exception as error:  # requests, httpx and its successor share no base class
+        raise _explained(error, repo_id) from error
+
+
+def _explained(error: Exception, repo_id: str) -> Exception:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, HfHubHTTPError):
+        cause = cause.__cause__
+    if cause is None:
+        return ConnectionError(f"the Hub cannot be reached ({first_line(error)}); {RETRY}")
+    status = cause.response.status_code
+    if status == 400:
+        return ValueError(f"the Hub refuses what was sent to {repo_id}: {' '.join(str(error).split())}")
+    if status == 401:
+        advice = f"run `hf auth login` with one that may write to {repo_id}"
+        return PermissionError(f"the Hub does not accept the access token (401): {advice}")
+    if status in (403, 404):
+        return PermissionError(
+            f"the access token may not write to {repo_id}, or the owner does not exist ({status}): "
+            "check the name, and that the token has the right to write"
+        )
+    return ConnectionError(f"the Hub failed with status {status} ({first_line(error)}); {RETRY}")
 
 
 def component_files(folder: Path, component: str = "") -> list[str]:
-    """The configuration, weights and card of a component, relative to the folder of its pipeline.
-
-    Raises:
-        ValueError: If it has no configuration or no weights, or does not lie in the folder.
-    """
-    own = contained_path(folder, component, follow_links=True) if component else folder
-    names = [
-        path.relative_to(folder).as_posix()
-        for pattern in ("*.json", "*.safetensors", CARD_NAME if component else "")
-        if pattern
-        for path in sorted(own.glob(pattern))
-        if path.name not in (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
-    ]
-    is_scheduler = any(name.endswith("scheduler_config.json") for name in names)
-    for what, ending, needed in (
-        ("configuration", "config.json", True),
-        ("weights", ".safetensors", not is_scheduler),
-    ):
-        if needed and not any(name.endswith(ending) for name in names):
-            raise ValueError(f"{str(own)!r} has no {what}: save the whole of it again")
+    """The configuration, weights and card of a component, relative to the folder of its pipeline."""
+    patterns = ["*.json", "*.safetensors", *([CARD_NAME] if component else [])]
+    records = (RECORD_NAME, RESULTS_NAME, METRICS_NAME)
+    place = contained_path(folder, component, follow_links=True) if component else folder
+    paths = [path for pattern in patterns for path in sorted(place.glob(pattern))]
+    names = [path.relative_to(folder).as_posix() for path in paths if path.name not in records]
+    needed = {"configuration": "config.json", "weights": ".safetensors"}
+    if any(name.endswith("scheduler_config.json") for name in names):
+        del needed["weights"]
+    for what, ending in needed.items():
+        if not any(name.endswith(ending) for name in names):
+            raise ValueError(f"{str(place)!r} has no {what}: save the whole of it again")
     return names
 
 
@@ -150,21 +146,17 @@ def find_picture(folder: Path) -> str | None:
 def without_paths(config: str) -> str:
     """A configuration without the folder that it was once loaded from, which is nobody's business."""
 
-    def cleaned(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: cleaned(own) for key, own in value.items() if key != "_name_or_path"}
-        return value
+    def cleaned(entries: dict) -> dict:
+        return {key: value for key, value in entries.items() if key != "_name_or_path"}
 
-    return json.dumps(cleaned(json.loads(config)), indent=2, sort_keys=True) + "\n"
+    return json.dumps(json.loads(config, object_hook=cleaned), indent=2, sort_keys=True) + "\n"
 
 
 def copy_records(source: str | Path | None, folder: str | Path) -> None:
-    """Let what is saved anew keep what is recorded of it in the folder that it was loaded from.
+    """Copy what is recorded of training and evaluation to where a pipeline or classifier was saved again.
 
-    Args:
-        source: That folder, if it is one.
-        folder: Where a pipeline or classifier was saved. If the weights, of a pipeline those of its network, are
-            others by now, nothing is copied.
+    Nothing is copied if the `source` that it was loaded from is not a folder, or its weights (of a pipeline those of
+    the network) are others by now.
     """
     folder = Path(folder)
     source = Path(source) if source else None

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.files import contained_path, write_whole
+from cellfluxrl.files import contained_path, read_json, write_whole
 from cellfluxrl.hub.download import PIPELINE_INDEX
 
 COMPONENTS = {
@@ -25,7 +25,7 @@ PIPELINES = {
     "CellFluxPipeline": "cellfluxrl.pipelines.cellflux",
     "CellFluxRLPipeline": "cellfluxrl.pipelines.cellflux_rl",
 }
-# diffusers copies the files of all components into one folder: each needs a name of its own.
+# diffusers copies the files of all components into one folder: each needs another name.
 PIPELINE_FILE = "cellfluxrl_pipeline"
 
 
@@ -38,13 +38,7 @@ def _import_line(module: str, class_name: str) -> str:
 
 
 def with_shims(index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Let a pipeline's index point to files beside the components.
-
-    Args:
-        index: What is in `model_index.json`.
-
-    Returns:
-        The index, and the files by name.
+    """Let a pipeline's `model_index.json` point to files beside the components; return it, and the files by name.
 
     Example:
         >>> index = {"_class_name": "CellFluxPipeline", "unet": ["cellfluxrl.models.unet", "CellFluxUNet2DModel"]}
@@ -67,10 +61,7 @@ def with_shims(index: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, str]
 
 
 def with_modules(index: Mapping[str, Any]) -> dict[str, Any]:
-    """Let a pipeline's index point to the installed modules, so that no file of a repository is run.
-
-    Args:
-        index: What is in `model_index.json`, of this or an earlier version.
+    """Let a pipeline's `model_index.json` point to the installed modules, so that no file of a repository is run.
 
     Example:
         >>> with_modules({"_class_name": ["cellfluxrl_pipeline", "CellFluxPipeline"]})
@@ -91,7 +82,7 @@ def _is_component(name: str, value: Any) -> bool:
 
 def shims_of(folder: Path) -> dict[str, str]:
     """The files by which diffusers alone loads a saved pipeline, and at last its index, by name."""
-    index, texts = with_shims(json.loads((folder / PIPELINE_INDEX).read_text(encoding="utf-8")))
+    index, texts = with_shims(read_json(folder / PIPELINE_INDEX))
     return {**texts, PIPELINE_INDEX: json.dumps(index, indent=2) + "\n"}
 
 

@@ -13,9 +13,9 @@ from safetensors import safe_open
 
 from cellfluxrl.data.card import ORIGINS, TAGS, Origin
 from cellfluxrl.data.records import read_record
-from cellfluxrl.hub.access import is_repo_id
+from cellfluxrl.files import read_json
 from cellfluxrl.hub.cards import render_card
-from cellfluxrl.hub.download import WEIGHTS
+from cellfluxrl.hub.download import WEIGHTS, is_repo_id
 from cellfluxrl.hub.push import LOG_NAME, METRICS_NAME
 
 STAGES = {
@@ -23,7 +23,7 @@ STAGES = {
     "rl": "Post-training with biological rewards",
     "moa": "Training on labelled cells",
 }
-# Of the settings of a script, what says something about this machine or where things go, and nothing of the model.
+# Of the settings of a script, what describes this machine or where things go, and not the model.
 PRIVATE = {
     *("output_dir", "data_dir", "report_to", "cpu", "push_to_hub", "hub_model_id", "private"),
     *("resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "log_steps", "sample_steps"),
@@ -38,22 +38,10 @@ METHODS = {
     "CellFlux": "Zhang et al., CellFlux: Simulating Cellular Morphology Changes via Flow Matching (2025).",
     "DiffusionNFT": "Zheng et al., DiffusionNFT: Online Diffusion Reinforcement with Forward Process (2025).",
 }
-NO_CITATION = "Name CellFluxRL and its version."
 
 
-def classifier_card(folder: str | Path, repo_id: str, license: str | None = None) -> str:
-    """Fill in `model_cards/classifier.md`.
-
-    Args:
-        folder: A saved `MoAClassifier`. If they are there, `training.json`, `log.jsonl` and `metrics.json` of
-            `cellfluxrl moa` are told of too.
-        repo_id: Where it is published.
-        license: A licence identifier of the Hub; by default that of the training data.
-
-    Returns:
-        Markdown with a YAML header that the Hub reads.
-    """
-    folder = Path(folder)
+def classifier_card(folder: Path, repo_id: str, license: str | None = None) -> str:
+    """Fill in `model_cards/classifier.md` for the folder of a `MoAClassifier`, with what `cellfluxrl moa` recorded."""
     config = read_json(folder / "config.json")
     record = read_record(folder) or {}
     metrics = read_json(folder / METRICS_NAME) if (folder / METRICS_NAME).is_file() else {}
@@ -87,17 +75,14 @@ def model_card(
     methods: tuple[str, ...] = (),
     **facts: Any,
 ) -> str:
-    """Fill in a card with what is told of every trained model: how it was trained, on which data, under which terms.
+    """Fill in a card with what is said of every trained model: how it was trained, on which data, under which terms.
 
     Args:
-        template: Its file name.
-        folder: Where the model was saved, with `training.json` and `log.jsonl` if they are known.
-        repo_id: Where it is published.
         license: A licence identifier of the Hub; by default that of the training data.
-        task: What the Hub calls it.
+        task: A pipeline tag of the Hub.
         tested_on: The data set whose held-out cells the results are of.
-        results: What the Hub shows of them: the name of each metric, what it is called, and its value.
-        methods: What to cite, of `METHODS`.
+        results: What the Hub shows of them: the name of each metric, its label and its value.
+        methods: Keys of `METHODS`, to cite.
         **facts: Everything else that the template names.
     """
     record = read_record(folder) or {}
@@ -136,7 +121,7 @@ def model_card(
         training=_stages(record),
         log=_last_step(folder),
         terms=_terms(terms, None if license else origin),
-        citation="\n\n".join(text for text in cited if text) or NO_CITATION,
+        citation="\n\n".join(text for text in cited if text) or "Name CellFluxRL and its version.",
         **facts,
     )
 
@@ -157,16 +142,12 @@ def parameter_count(folder: Path) -> str:
     return f"{count / 1e6:.1f} million" if count >= 1e6 else f"{count:,}"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _stages(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
     """The trainings that led to the weights, the first one first."""
     if not record:
         return []
     settings = {name: _public(value) for name, value in record["settings"].items() if name not in PRIVATE}
-    own = {
+    stage = {
         "what": STAGES[record["script"]],
         "version": record["cellfluxrl"],
         "settings": {name: value for name, value in settings.items() if value is not None},
@@ -174,9 +155,9 @@ def _stages(record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
         "moas": record["data"]["moas"],
     }
     earlier = _stages(record.get("base"))
-    if earlier and earlier[-1]["data"] == own["data"]:
-        own |= {"data": "the same.", "moas": []}
-    return [*earlier, own]
+    if earlier and earlier[-1]["data"] == stage["data"]:
+        stage |= {"data": "the same.", "moas": []}
+    return [*earlier, stage]
 
 
 def _public(value: Any) -> Any:
@@ -201,7 +182,7 @@ def _terms(license: Mapping[str, str], origin: Origin | None) -> str:
         link = f" ({license['license_link']})" if license.get("license_link") else ""
         return f"{license.get('license_name') or license['license']}{link}."
     return (
-        "No licence was given when this was published. The images that it was trained on may have terms of their own, "
+        "No licence was given when this was published. The images that it was trained on may have their terms, "
         "which hold for what is derived from them."
     )
 

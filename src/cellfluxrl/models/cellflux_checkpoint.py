@@ -32,15 +32,15 @@ Weights = dict[str, torch.Tensor]
 # What the original calls the parts of each of our modules.
 ORIGINAL_PARTS: dict[type[nn.Module], dict[str, str]] = {
     ResnetBlock: {
-        "in_layers.0": "norm1",
-        "in_layers.2": "conv1",
-        "emb_layers.1": "embedding_proj",
-        "out_layers.0": "norm2",
-        "out_layers.3": "conv2",
-        "skip_connection": "conv_shortcut",
+        "norm1": "in_layers.0",
+        "conv1": "in_layers.2",
+        "embedding_proj": "emb_layers.1",
+        "norm2": "out_layers.0",
+        "conv2": "out_layers.3",
+        "conv_shortcut": "skip_connection",
     },
-    SelfAttention: {"norm": "norm", "qkv": "to_qkv", "proj_out": "to_out"},
-    Downsample: {"op": "conv"},
+    SelfAttention: {"norm": "norm", "to_qkv": "qkv", "to_out": "proj_out"},
+    Downsample: {"conv": "op"},
     Upsample: {"conv": "conv"},
 }
 
@@ -49,35 +49,23 @@ UNSUPPORTED_UNLESS = {"dims": 2, "num_classes": None, "with_fourier_features": F
 # ... and those that do not change the network's output, or are dealt with apart.
 NOT_CONFIGURATION = ("use_checkpoint", "use_new_attention_order")
 
-PUBLISHED_PRESETS = ("bbbc021", "rxrx1", "cpg0000")
-
 # The order in which CellFlux's BBBC021 crops store the channels.
 BBBC021_CHANNEL_NAMES = ("actin", "tubulin", "dna")
 
 
-def read_weights(source: str | os.PathLike | Mapping[str, Any], use_ema: bool = True) -> tuple[Weights, str]:
-    """Read the network's tensors, under the original's names without prefixes.
+def read_weights(source: str | os.PathLike | Mapping[str, Any], *, use_ema: bool = True) -> tuple[Weights, str]:
+    """Read the network's tensors, under the original's names without prefixes, and say which of the file's they are.
 
     Args:
         source: a `.safetensors` file, a file written by `torch.save`, or what such a file holds: a state dict, or a
             checkpoint with a state dict under `"model"`.
         use_ema: take the moving average where there is one: `shadow_params.N` within the state dict, or under
             `"model_ema"` or `"ema"` (a list in the order of the state dict, or by name).
-
-    Returns:
-        the tensors, and in words which of the checkpoint's they are.
-
-    Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is not a checkpoint of plain tensors, or its moving average does not fit its network.
     """
-    entries = source if isinstance(source, Mapping) else _load_file(Path(source))
-    checkpoint: Mapping[str, Any] = {}
-    if isinstance(entries.get("model"), Mapping):
-        checkpoint, entries = entries, entries["model"]
-    shadow = _shadow_params(entries)
-    weights = _without_prefixes(entries)
-    ema = shadow or checkpoint.get("model_ema") or checkpoint.get("ema")
+    content = source if isinstance(source, Mapping) else _load_file(Path(source))
+    checkpoint = content if isinstance(content.get("model"), Mapping) else {"model": content}
+    weights = _without_prefixes(checkpoint["model"])
+    ema = _shadow_params(checkpoint["model"]) or checkpoint.get("model_ema") or checkpoint.get("ema")
     if not use_ema:
         taken = "the raw weights, as asked"
     elif not ema:
@@ -111,7 +99,7 @@ def _load_file(path: Path) -> Mapping[str, Any]:
 
 
 def _refusal(path: Path, error: Exception) -> str:
-    # Only the cause: torch's own message goes on to advise loading the file unsafely.
+    # Only the cause: torch's message also advises loading the file unsafely.
     message = str(error) or type(error).__name__
     if foreign := re.search(r"GLOBAL ([\w.]+)", message):
         return (
@@ -170,19 +158,15 @@ def _ema_weights(ema: Any, weights: Weights) -> Weights:
 
 
 def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Translate the original's constructor arguments, and infer from the weights what is not given.
+    """Translate the original's constructor arguments, or this model's, and infer from the weights what is not given.
 
-    Args:
-        config: arguments of the original's constructor or of `CellFluxUNet2DModel`, any number of them.
-        weights: the tensors under the original's names.
-        defaults: the arguments of `CellFluxUNet2DModel`, with their defaults.
+    `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults.
     """
-    given = {name: value for name, value in config.items() if name not in {*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION}}
+    only_original = (*UNSUPPORTED_UNLESS, *NOT_CONFIGURATION)
+    given = {name: value for name, value in config.items() if name not in only_original}
     for name in given:
         if name not in defaults:
-            raise unknown_name(
-                "CellFlux configuration entry", name, [*defaults, *UNSUPPORTED_UNLESS, *NOT_CONFIGURATION]
-            )
+            raise unknown_name("CellFlux configuration entry", name, [*defaults, *only_original])
     for name, supported in UNSUPPORTED_UNLESS.items():
         if config.get(name, supported) != supported:
             raise ValueError(f"{name}={config[name]!r} is not supported; only {supported!r} is")
@@ -200,13 +184,9 @@ def complete_config(config: Mapping[str, Any], weights: Weights, defaults: Mappi
 def recognized_preset(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
     """Name the published network that has every entry of an inferred configuration, or `None`.
 
-    `defaults` are the arguments of `CellFluxUNet2DModel`, with their defaults, which presets leave out.
-
-    Example:
-        >>> recognized_preset({"in_channels": 6, "model_channels": 128, "condition_dim": 200}, defaults={})
-        'rxrx1'
+    `defaults` are the arguments of `CellFluxUNet2DModel`, which presets leave out.
     """
-    for name in PUBLISHED_PRESETS:
+    for name in ("bbbc021", "rxrx1", "cpg0000"):
         published = {**defaults, **preset_config(name)}
         if all(published.get(entry) == value for entry, value in config.items()):
             return name
@@ -220,7 +200,7 @@ def _channel_names(channels: int, preset: str | None) -> tuple[str, ...]:
 
 
 def infer_config(weights: Weights) -> dict[str, Any]:
-    """Read from the names and shapes of the weights what they tell about the network's configuration."""
+    """Read from the names and shapes of the weights what they say about the network's configuration."""
 
     def shape(name: str) -> torch.Size:
         if name not in weights:
@@ -231,7 +211,7 @@ def infer_config(weights: Weights) -> dict[str, Any]:
         return {int(match[1]) for name in weights if (match := re.match(pattern, name))}
 
     model_channels = shape("time_embed.0.weight")[1]
-    # A block that resamples has no parameters (pooling), one convolution, or a residual block of its own, which
+    # A block that resamples has no parameters (pooling), one convolution, or a residual block, which
     # on the way up shares the block of the layer before it.
     num_blocks = max(blocks_with(r"output_blocks\.(\d+)\."), default=-1) + 1
     poolings = set(range(num_blocks)) - blocks_with(r"input_blocks\.(\d+)\.")
@@ -270,14 +250,11 @@ def _multiple(width: int, model_channels: int) -> float:
     return multiple if int(multiple * model_channels) == width else math.nextafter(multiple, math.inf)
 
 
-def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: bool = True) -> Weights:
-    """Return `weights` as a state dict of `unet`.
+def convert_weights(weights: Weights, unet: nn.Module, *, use_new_attention_order: bool = True) -> Weights:
+    """Return all weights, under the original's names, as a state dict of `unet`.
 
-    Args:
-        weights: every tensor of the network under the original's names.
-        unet: the network to fit.
-        use_new_attention_order: whether the original computed queries, keys and values first and split them into heads
-            next. It did the reverse with `False`; the rows are then reordered.
+    With `use_new_attention_order` the original computed queries, keys and values first and split them into heads next;
+    without, it did the reverse, and the rows are reordered.
     """
     names = original_names(unet)
     if missing := [name for name in names if name not in weights]:
@@ -285,14 +262,14 @@ def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: 
     if unexpected := [name for name in weights if name not in names]:
         raise ValueError(f"the checkpoint has {len(unexpected)} weights too many: {_first_few(unexpected)}")
     expected = {name: parameter.shape for name, parameter in unet.named_parameters()}
-    for original, own in names.items():
-        if weights[original].shape != expected[own]:
+    for original, name in names.items():
+        if weights[original].shape != expected[name]:
             raise ValueError(
                 f"{original} has shape {tuple(weights[original].shape)} in the checkpoint; this network needs "
-                f"{tuple(expected[own])} (its {own})"
+                f"{tuple(expected[name])} (its {name})"
             )
 
-    state_dict = {own: weights[original] for original, own in names.items()}
+    state_dict = {name: weights[original] for original, name in names.items()}
     if not use_new_attention_order:
         for module_name, module in unet.named_modules():
             if isinstance(module, SelfAttention):
@@ -305,20 +282,16 @@ def convert_weights(weights: Weights, unet: nn.Module, use_new_attention_order: 
 def original_names(unet: nn.Module) -> dict[str, str]:
     """Map the original's name of every parameter of `unet` to its name here, derived from the network's structure.
 
-    Example:
-        >>> from cellfluxrl import CellFluxUNet2DModel
-        >>> unet = CellFluxUNet2DModel.from_preset("tiny")
-        >>> original_names(unet)["input_blocks.1.0.in_layers.2.weight"]
-        'down_blocks.0.layers.0.resnet.conv1.weight'
+    `"input_blocks.1.0.in_layers.2.weight"`, for instance, is `"down_blocks.0.layers.0.resnet.conv1.weight"` here.
     """
-    own_module_names = {module: name for name, module in unet.named_modules()}
+    module_names = {module: name for name, module in unet.named_modules()}
     names = {}
     for original, module in _original_modules(unet):
         parts = ORIGINAL_PARTS.get(type(module))
         for parameter_name, _ in module.named_parameters():
-            own_part, _, leaf = parameter_name.rpartition(".")
-            original_part = "" if parts is None else next(o for o, own in parts.items() if own == own_part) + "."
-            names[f"{original}.{original_part}{leaf}"] = f"{own_module_names[module]}.{parameter_name}"
+            part, _, leaf = parameter_name.rpartition(".")
+            original_part = "" if parts is None else parts[part] + "."
+            names[f"{original}.{original_part}{leaf}"] = f"{module_names[module]}.{parameter_name}"
     return names
 
 

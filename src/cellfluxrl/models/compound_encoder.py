@@ -11,20 +11,20 @@ from cellfluxrl.configuration import ConfigMixin, ModelMixin, register_to_config
 from cellfluxrl.data.compounds import CONTROL, known_compounds, morgan_counts
 from cellfluxrl.errors import unknown_name
 
-# Just below BBBC021's smallest dose (podophyllotoxin, 3e-6 uM): where a cell without compound is put.
+# Just below BBBC021's smallest dose (podophyllotoxin, 3e-6 uM): where a cell without a compound is put.
 NO_DOSE = 1e-6
 
 
 class CompoundEncoder(ModelMixin, ConfigMixin):
     """Turns compound names or SMILES into hashed Morgan counts (radius 2, 1024 bins).
 
-    Names are looked up in a table that is saved with the pipeline, so that a compound of one's own is known by name
+    Names are looked up in a table that is saved with the pipeline, so that a custom compound is known by name
     wherever the pipeline is loaded. Integers are returned as they are, without normalisation, as CellFlux does.
 
     Args:
         compounds: Name -> `{"smiles": ..., "moa": ...}` (`moa` may be empty); the 35 compounds of BBBC021 by default.
         radius, num_bits: See [`morgan_counts`].
-        log_dose: Append log10 of the concentration in uM to each condition; CellFlux knows no dose.
+        log_dose: Append log10 of the concentration in uM to each condition; CellFlux has no dose.
 
     Example:
         >>> encoder = CompoundEncoder()
@@ -42,6 +42,7 @@ class CompoundEncoder(ModelMixin, ConfigMixin):
         compounds: dict[str, dict[str, str]] | None = None,
         radius: int = 2,
         num_bits: int = 1024,
+        *,
         log_dose: bool = False,
     ):
         super().__init__()
@@ -127,16 +128,10 @@ def _log_doses(concentrations: Sequence[float], names: Sequence[str]) -> np.ndar
     return np.log10(np.where(is_control | (doses == 0), NO_DOSE, doses))
 
 
-def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]], log_dose: bool = False) -> CompoundEncoder:
-    """Build an encoder that knows the 35 compounds of BBBC021 and those of a data set.
+def encoder_for(dataset_compounds: Sequence[tuple[str, str, str]], *, log_dose: bool = False) -> CompoundEncoder:
+    """Build an encoder that knows the 35 compounds of BBBC021 and those of a data set: name, SMILES and MoA.
 
-    Args:
-        dataset_compounds: Name, SMILES and MoA of each; a compound may be there several times, with "" at doses
-            without a known MoA.
-        log_dose: See [`CompoundEncoder`].
-
-    Raises:
-        ValueError: For a compound without a SMILES, or with one that RDKit cannot read.
+    A compound may be there several times, with "" at doses without a known MoA.
     """
     table = known_compounds().to_dict(orient="index")
     for name, smiles, moa in dataset_compounds:

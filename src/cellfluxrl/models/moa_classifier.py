@@ -1,4 +1,4 @@
-"""A compact residual network that tells the mechanism of action of a cell from its image."""
+"""A compact residual network that predicts the mechanism of action from the image of a cell."""
 
 from __future__ import annotations
 
@@ -44,6 +44,7 @@ class ResidualBlock(nn.Module):
         self.stride = stride
 
     def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Map `(N, in_channels, H, W)` to `(N, out_channels, H / stride, W / stride)`."""
         active = F.relu(self.norm1(maps))
         shortcut = maps if self.project is None else self.project(F.avg_pool2d(active, self.stride))
         return shortcut + self.conv2(F.relu(self.norm2(self.conv1(active))))
@@ -101,9 +102,11 @@ class MoAClassifier(HubModelMixin, ModelMixin, ConfigMixin):
         self.register_buffer("temperature", torch.ones(()))
 
     def forward(
-        self, images: torch.Tensor, return_dict: bool = True
+        self, images: torch.Tensor, *, return_dict: bool = True
     ) -> MoAClassifierOutput | tuple[torch.Tensor, ...]:
-        """Args:
+        """Classify images.
+
+        Args:
             images: `(N, C, H, W)`; images in [-1, 1].
             return_dict: Return a [`MoAClassifierOutput`], else `(logits, features)`.
 
@@ -150,11 +153,9 @@ class MoAClassifier(HubModelMixin, ModelMixin, ConfigMixin):
 
 
 def expected_calibration_error(probabilities: torch.Tensor, labels: torch.Tensor, num_bins: int = 10) -> float:
-    """Expected calibration error of the predicted class (Guo et al., 2017): mean |accuracy - confidence| over bins.
+    """Mean |accuracy - confidence| over bins of the confidence (Guo et al., 2017).
 
-    Args:
-        probabilities, labels: `(N, K)` and `(N,)`; what was predicted and what is true.
-        num_bins: Bins of the confidence, of equal width.
+    `probabilities` are `(N, K)`, the true `labels` `(N,)`.
     """
     confidence, predicted = probabilities.max(dim=1)
     correct = (predicted == labels).float()

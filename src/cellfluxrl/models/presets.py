@@ -16,6 +16,15 @@ _PUBLISHED: dict[str, Any] = {
     "dropout": 0.3,
 }
 
+# What the small networks share.
+_PATCHES: dict[str, Any] = {
+    "patch_size": 2,
+    "num_res_blocks": 1,
+    "dropout": 0.0,
+    "norm_num_groups": 8,
+    "prediction_type": "target",
+}
+
 PRESETS: dict[str, dict[str, Any]] = {
     # BBBC021: 56,201,219 parameters; the condition is a Morgan fingerprint.
     "bbbc021": _PUBLISHED,
@@ -37,27 +46,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     },
     # Trains on a CPU: 48 px images in 2x2 patches, attention on the 6x6 map.
     "small": {
+        **_PATCHES,
         "sample_size": 48,
-        "patch_size": 2,
         "model_channels": 48,
         "channel_mult": (1, 1.5, 2),
-        "num_res_blocks": 1,
         "attention_resolutions": (4,),
-        "dropout": 0.0,
-        "norm_num_groups": 8,
-        "prediction_type": "target",
     },
     # For tests: every kind of layer, no quality.
     "tiny": {
+        **_PATCHES,
         "sample_size": 16,
-        "patch_size": 2,
         "model_channels": 16,
         "channel_mult": (1, 1),
-        "num_res_blocks": 1,
         "attention_resolutions": (2,),
-        "dropout": 0.0,
-        "norm_num_groups": 8,
-        "prediction_type": "target",
     },
 }
 

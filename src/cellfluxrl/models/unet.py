@@ -59,9 +59,8 @@ class CellFluxUNet2DOutput(BaseOutput):
 class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
     r"""A U-Net that predicts the velocity of a cell image on its way from control (t = 0) to treated (t = 1).
 
-    This model inherits from [`~diffusers.ModelMixin`] and [`~diffusers.ConfigMixin`]: it saves, loads and pushes to
-    the Hub like every diffusers model. With the default configuration it is the network that CellFlux published for
-    BBBC021.
+    A [`~diffusers.ModelMixin`], which saves, loads and pushes to the Hub like every diffusers model. With the default
+    configuration it is the network that CellFlux published for BBBC021.
 
     Args:
         sample_size: height and width of the training images in pixels; the network itself is fully convolutional and
@@ -96,14 +95,12 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             normalization of [`normalized_condition`]: `"log1p"`, `"unit_rms"` or `"log1p_unit_rms"`.
             `benchmarks/condition_use.py` measures what they do.
         dose_dim: how many of the condition's last columns are doses (log10 of the concentration in uM, 1 with
-            `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are: a dose is no count, may be
-            negative, and must not change the scale of its compound.
+            `CompoundEncoder(log_dose=True)`), which `condition_norm` leaves as they are: a dose is not a count, may
+            be negative, and must not change the scale of its compound.
         trained_unconditionally: whether training left the condition out at times, which guidance needs; for the record
             only.
 
     Example:
-        >>> import torch
-        >>> from cellfluxrl.models.unet import CellFluxUNet2DModel
         >>> unet = CellFluxUNet2DModel.from_preset("tiny", condition_dim=8)
         >>> velocity = unet(torch.randn(2, 3, 16, 16), 0.5, torch.randn(2, 8)).sample
         >>> velocity.shape
@@ -200,8 +197,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
                     f"the widths are {widths} (channel_mult x model_channels)"
                 )
         factors = [2**level for level in range(len(widths))]
-        absent = [factor for factor in config.attention_resolutions if factor not in factors]
-        if absent:
+        if absent := [factor for factor in config.attention_resolutions if factor not in factors]:
             raise ValueError(
                 f"attention_resolutions {absent} never occur: with {len(widths)} resolutions in channel_mult, "
                 f"the downsampling factors are {factors}"
@@ -284,7 +280,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             name: as published with CellFlux, 56 M parameters each: `"bbbc021"`, `"rxrx1"` (6 channels, a 200-d
                 gene2vec embedding as condition) and `"cpg0000"` (5 channels of Cell Painting, condition_dim 1224: 1024
                 of a fingerprint and 200 of gene2vec, in an order that the publication leaves open). Of the latter two,
-                the order of the channels is that of the data sets' own documentation; where yours differs, or your
+                the order of the channels is that of the data sets' documentation; where yours differs, or your
                 conditions do, override `channel_names` or `condition_dim`. Also `"small"` (2.3 M, trains on a CPU) and
                 `"tiny"` (0.1 M, for tests).
             **overrides: configuration values that differ from the preset's.
@@ -308,7 +304,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         Args:
             path_or_state_dict: a `.safetensors` file, a checkpoint written by `torch.save` (`.pth`), or a dictionary
                 of tensors under the original's names, with or without `module.` and `model.` in front.
-            config: the original's constructor arguments, this model's own, or the name of a preset; what it leaves out
+            config: the original's constructor arguments, this model's, or the name of a preset; what it leaves out
                 is inferred from the shapes of the weights. Not visible in the shapes, so taken from this model's
                 defaults: `num_heads` (1), `dropout` and `sample_size`. `channel_names` defaults to the order of the
                 original's images: actin, tubulin, dna for 3 channels, else `channel_0`, `channel_1`, ...
@@ -362,7 +358,7 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
         condition: torch.Tensor | None = None,
         condition_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Return the network's own output `(N, C, H, W)`: the velocity or, with `"target"`, the treated image.
+        """Return the network's raw output `(N, C, H, W)`: the velocity or, with `"target"`, the treated image.
 
         The arguments are those of `forward`. Pretraining takes its loss on this output.
         """
@@ -461,9 +457,8 @@ class CellFluxUNet2DModel(ModelMixin, ConfigMixin):
             )
         divisor = self.config.patch_size * 2 ** (len(self.config.channel_mult) - 1)
         if sample.shape[2] % divisor or sample.shape[3] % divisor:
-            raise ValueError(
-                f"sample is {sample.shape[2]}x{sample.shape[3]} pixels; both must be multiples of {divisor}"
-            )
+            height, width = sample.shape[2:]
+            raise ValueError(f"sample is {height}x{width} pixels; both must be multiples of {divisor}")
         if condition is None:
             if condition_mask is not None:
                 raise ValueError("condition_mask was given without a condition")

@@ -43,10 +43,7 @@ def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) 
         condition: `(N, D)`; counts, followed by `dose_dim` columns that are returned as they are.
         norm: `"log1p"`, sign(c) log(1 + |c|) of each count; `"unit_rms"`, which scales each row to a root mean square
             of 1 (a row of zeros stays so); or `"log1p_unit_rms"`, one after the other.
-        dose_dim: number of columns that are no counts.
-
-    Returns:
-        `torch.Tensor` of shape `(N, D)`.
+        dose_dim: number of columns that are not counts.
 
     Example:
         >>> normalized_condition(torch.tensor([[0.0, 0.0, 3.0, 4.0, -1.0]]), "unit_rms", dose_dim=1)
@@ -63,24 +60,24 @@ def normalized_condition(condition: torch.Tensor, norm: str, dose_dim: int = 0) 
 class Downsample(nn.Module):
     """Halve height and width: by a strided convolution with `use_conv`, else by averaging 2x2 pixels."""
 
-    def __init__(self, channels: int, use_conv: bool):
+    def __init__(self, channels: int, *, use_conv: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1) if use_conv else None
 
     def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
-        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
+        """`embedding` is for a `ResnetBlock`, which a stage may resample with instead."""
         return F.avg_pool2d(hidden, 2) if self.conv is None else self.conv(hidden)
 
 
 class Upsample(nn.Module):
     """Double height and width by repeating pixels, followed by a convolution with `use_conv`."""
 
-    def __init__(self, channels: int, use_conv: bool):
+    def __init__(self, channels: int, *, use_conv: bool):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, padding=1) if use_conv else None
 
     def forward(self, hidden: torch.Tensor, embedding: torch.Tensor | None = None) -> torch.Tensor:
-        """`embedding` is not used: a stage may resample with a `ResnetBlock` instead, which needs it."""
+        """`embedding` is for a `ResnetBlock`, which a stage may resample with instead."""
         hidden = F.interpolate(hidden, scale_factor=2.0, mode="nearest")
         return hidden if self.conv is None else self.conv(hidden)
 
@@ -88,20 +85,15 @@ class Upsample(nn.Module):
 class ResnetBlock(nn.Module):
     """Two convolutions with a shortcut; the embedding of time and condition enters between them.
 
-    Args:
-        in_channels, out_channels: channels before and after.
-        embedding_dim: width of the embedding.
-        dropout: dropout probability before the second convolution.
-        use_scale_shift_norm: the embedding scales and shifts the second normalization (FiLM) instead of being added
-            before it.
-        norm_num_groups: groups of the group normalizations.
-        resampler: applied to both the branch and the shortcut.
+    With `use_scale_shift_norm` it scales and shifts the second normalization (FiLM) instead of being added before it.
+    A `resampler` is applied to both the branch and the shortcut.
     """
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
+        *,
         embedding_dim: int,
         dropout: float,
         use_scale_shift_norm: bool,
@@ -141,13 +133,7 @@ class ResnetBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel of a feature map attends to every other one; residual.
-
-    Args:
-        channels: channels of the feature map.
-        num_heads: attention heads; divides `channels`.
-        norm_num_groups: groups of the group normalization.
-    """
+    """Every pixel of a feature map attends to every other one; residual. `num_heads` divides `channels`."""
 
     def __init__(self, channels: int, num_heads: int, norm_num_groups: int):
         super().__init__()

@@ -36,7 +36,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     It follows the scheduler protocol of diffusers: [`set_timesteps`] lays the grid, the model is called once for every
     entry of `timesteps`, and [`step`] moves the sample. All solvers are deterministic: stochastic samplers that assume
     a Gaussian source are not valid from control images. docs/schedulers.md says how to choose one, and how to write
-    one's own.
+    another.
 
     Args:
         solver: With one evaluation of the model a step: `"euler"` (order 1), `"ab2"` (Adams-Bashforth, order 2) and
@@ -101,7 +101,8 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
             raise ValueError(
                 f"source_noise_detail={source_noise_detail} is for band_limited noise, white has it anyway"
             )
-        self.order = len(RUNGE_KUTTA[solver].nodes) if solver in RUNGE_KUTTA else 1
+        self._nodes = RUNGE_KUTTA[solver].nodes if solver in RUNGE_KUTTA else (0,)
+        self.order = len(self._nodes)
         self.grid = torch.empty(0)
         self.timesteps = torch.empty(0)
         self.num_inference_steps: int | None = None
@@ -143,8 +144,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
                 raise ValueError(f"readout time {time} is outside the grid, which covers [{low:.4g}, {high:.4g}]")
 
         self.grid, self.num_inference_steps = grid, len(grid) - 1
-        nodes = RUNGE_KUTTA[self.config.solver].nodes if self.config.solver in RUNGE_KUTTA else (0,)
-        stages = grid[:-1, None] + grid.diff()[:, None] * torch.tensor(nodes, dtype=torch.float64)
+        stages = grid[:-1, None] + grid.diff()[:, None] * torch.tensor(self._nodes, dtype=torch.float64)
         # Python floats decide where a step ends, so that `step` never waits for a GPU; the model gets float32 times.
         self._grid, self._times = self.grid.tolist(), stages.flatten().tolist()
         self.timesteps = stages.flatten().float().to(device)
@@ -208,16 +208,12 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         return CellFluxFlowMatchSchedulerOutput(prev_sample=prev_sample, pred_target_sample=evaluation.target)
 
     def resample(self, rows: torch.Tensor, renewed: torch.Tensor) -> None:
-        """Say that the samples have been changed between two steps, so that a solver that remembers the step before
-        goes on with what belongs to each of them.
+        """Let a solver that remembers the step before know that the samples have been changed between two steps.
 
         Args:
             rows: `(N,)`; which of the samples so far each of the N now is.
-            renewed: `(N,)`; whether it was drawn anew, and is no state of the path so far: the solver starts again
+            renewed: `(N,)`; whether it was drawn again, and is not a state of the path so far: the solver restarts
                 with it, by a step of Euler's.
-
-        Raises:
-            ValueError: In the middle of a step, whose evaluations so far are of other samples.
         """
         if self._evaluations:
             raise ValueError("samples can be changed between two steps only, not between the evaluations of one")
@@ -229,7 +225,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
     def readout(self) -> torch.Tensor:
         """The states at the `readout_times` of [`set_timesteps`], in their order, once the sampling is over.
 
-        Each is the solver's own continuation to that time within a step (dense output), of the solver's order.
+        Each is the solver's continuation to that time within a step (dense output), of the solver's order.
 
         Returns:
             `torch.Tensor` of shape `(len(readout_times), N, C, H, W)`.
@@ -248,8 +244,7 @@ class CellFluxFlowMatchScheduler(SchedulerMixin, ConfigMixin):
         """
         if self.num_inference_steps is None or not self._readout_times:
             raise ValueError("call set_timesteps with readout_times first")
-        missing = [time for time in self._readout_times if time not in self._readout]
-        if missing:
+        if missing := [time for time in self._readout_times if time not in self._readout]:
             raise ValueError(f"the sampling has not reached the readout times {missing} yet")
         return torch.stack([self._readout[time] for time in self._readout_times])
 

@@ -12,12 +12,13 @@ from cellfluxrl.errors import unknown_name
 TIME_GRIDS = ("uniform", "edm")
 
 
-def edm_times(num_steps: int, rho: float = 7.0, sigma_min: float = 0.002, sigma_max: float = 80.0) -> torch.Tensor:
+def edm_times(num_steps: int) -> torch.Tensor:
     """Times of the EDM noise levels (Karras et al., 2022, eq. 5) under t = 1 / (1 + sigma), ending at t = 1.
 
     Returns:
-        `torch.Tensor` of shape `(num_steps + 1,)`, float64, increasing from `1 / (1 + sigma_max)` = 0.0123.
+        `torch.Tensor` of shape `(num_steps + 1,)`, float64, increasing from 1 / (1 + 80) = 0.0123.
     """
+    rho, sigma_min, sigma_max = 7.0, 0.002, 80.0
     ramp = torch.linspace(0, 1, num_steps, dtype=torch.float64) if num_steps > 1 else torch.zeros(1).double()
     sigmas = (sigma_max ** (1 / rho) + ramp * (sigma_min ** (1 / rho) - sigma_max ** (1 / rho))) ** rho
     return torch.cat([1 / (1 + sigmas), torch.ones(1, dtype=torch.float64)])

@@ -82,8 +82,7 @@ RUNGE_KUTTA: dict[str, RungeKutta] = {
 
 
 def adams_bashforth_2(now: Evaluation, before: Evaluation | None, time: float) -> torch.Tensor:
-    r"""Continue the velocity as the straight line through its last two values, and integrate that from `now` to
-    `time`.
+    r"""Continue the velocity as the straight line through its last two values, and integrate that to `time`.
 
     `x(t) = x_n + h v_n + h^2 / 2 (v_n - v_{n-1}) / (t_n - t_{n-1})` with h = t - t_n. The first step is Euler's: one
     step of error h^2 leaves the whole at second order, whatever the grid.
