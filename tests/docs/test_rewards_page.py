@@ -13,7 +13,7 @@ from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.rewards import terms
 from cellfluxrl.rewards.segmentation import protocol
-from cellfluxrl.training.rl_command import parse
+from cellfluxrl.training.options import parse
 
 PAGE = Path(__file__).parents[2] / "docs/rewards.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
