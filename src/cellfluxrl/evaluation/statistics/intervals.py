@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from cellfluxrl.seeding import numpy_generator
 
@@ -50,16 +49,11 @@ def mean_interval(values: np.ndarray, resamples: int = 1000, seed: int = 0) -> I
     values, count = np.asarray(values, dtype=np.float64), len(values)
     if count < 2:
         return Interval(float(values.mean()) if count else math.nan)
-    found = stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=resamples,
-        batch=max(1, _NUMBERS_AT_ONCE // count),
-        method="percentile",
-        random_state=numpy_generator(seed, "bootstrap"),
-    )
-    low, high = found.confidence_interval
-    return Interval(float(values.mean()), float(low), float(high), float(found.standard_error))
+    random = numpy_generator(seed, "bootstrap")
+    step = max(1, _NUMBERS_AT_ONCE // count)
+    sizes = [min(step, resamples - start) for start in range(0, resamples, step)]
+    means = [values[random.integers(count, size=(size, count))].mean(axis=1) for size in sizes]
+    return _percentile_interval(float(values.mean()), np.concatenate(means))
 
 
 def half_sampling_interval(
