@@ -152,7 +152,7 @@ def test_a_run_that_was_interrupted_goes_on_with_the_same_cells(pipeline, simula
 
 
 def test_mistakes_end_with_one_line(refused, places):
-    assert "there is no pipeline 'nowhere'" in refused("nowhere", *SIMULATED)
+    assert "there is no folder 'nowhere'" in refused("nowhere", *SIMULATED)
     assert "unknown dataset_name 'simulatd'; did you mean 'simulated'" in refused("rl", "simulatd")
     assert "has no rewards: give a suite (--rewards)" in refused("base", *SIMULATED)
     assert "the judge is the classifier of the rewards" in refused("rl", *SIMULATED, "--judge", "classifier")

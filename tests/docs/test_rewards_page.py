@@ -13,7 +13,7 @@ from cellfluxrl.commands import cli
 from cellfluxrl.data.image_store import open_images
 from cellfluxrl.rewards import terms
 from cellfluxrl.rewards.segmentation import protocol
-from cellfluxrl.training.options import parse
+from cellfluxrl.training.options import RLArguments, parse_script
 
 PAGE = Path(__file__).parents[2] / "docs/rewards.md"
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL)
@@ -86,7 +86,7 @@ def test_a_module_is_a_plugin(in_a_folder, monkeypatch, names):
     monkeypatch.syspath_prepend(in_a_folder)
     try:
         assert cli.main(fit[2:]) in (0, None)
-        assert parse([word for word in rl[3:] if word != "..."]).plugins == ["my_rewards"]
+        assert parse_script(RLArguments, [word for word in rl[3:] if word != "..."]).plugins == ["my_rewards"]
         assert RewardSuite.from_pretrained("runs/rewards").config.plugins == ["my_rewards"]
     finally:
         sys.modules.pop("my_rewards", None)

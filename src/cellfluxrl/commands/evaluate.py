@@ -9,7 +9,7 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from cellfluxrl.arguments import CommandParser, add_json_option
 from cellfluxrl.terminal import print_json
@@ -26,7 +26,7 @@ FEATURES = ("judge", "rewards", "inception")
 
 
 def evaluate(argv: Sequence[str]) -> None:
-    """Evaluate a pipeline on the held-out plates of a data set, by its rewards and by what no reward has seen.
+    r"""Evaluate a pipeline on the held-out plates of a data set, by its rewards and by what no reward has seen.
 
     Writes report.html, results.json, tables (CSV) and pictures (PNG). Generated cells and measurements are kept in
     --output_dir: the same command resumes where it was interrupted. DATASET is a folder of `cellfluxrl data build`,
@@ -34,11 +34,12 @@ def evaluate(argv: Sequence[str]) -> None:
 
     Examples:
       cellfluxrl evaluate runs/rl my_cells --judge runs/judge --output_dir runs/evaluation
-      cellfluxrl evaluate runs/rl my_cells --against runs/base --judge runs/judge --best_of_n 1 2 4 8 \\
+      cellfluxrl evaluate runs/rl my_cells --against runs/base --judge runs/judge --best_of_n 1 2 4 8 \
           --output_dir runs/rl_against_base
       cellfluxrl evaluate org/name simulated --output_dir runs/evaluation --json
     """
     args = _parse(argv)
+    from cellfluxrl import MoAClassifier, RewardSuite
     from cellfluxrl.evaluation.measuring import make_evaluators
     from cellfluxrl.evaluation.report.summary import summary
     from cellfluxrl.evaluation.study import SIMULATED_NOTE, StudySettings, clear_study, run_study, write_study
@@ -48,11 +49,12 @@ def evaluate(argv: Sequence[str]) -> None:
     Path(args.output_dir).mkdir(parents=True, exist_ok=True)
     pipelines = _load_pipelines(args)
     first = next(iter(pipelines.values()))
-    own = next((p.rewards for p in pipelines.values() if p.rewards is not None), None)
-    suite = _load("RewardSuite", args.rewards, "reward suite") if args.rewards else own
+    suite = next((p.rewards for p in pipelines.values() if p.rewards is not None), None)
+    if args.rewards:
+        suite = RewardSuite.from_pretrained(args.rewards)
     cells = _load_cells(args, suite, first)
     suite = (suite or _fit_suite(args, cells["train"])).to(first.device).eval()
-    judge = _load("MoAClassifier", args.judge, "classifier").to(first.device) if args.judge else None
+    judge = MoAClassifier.from_pretrained(args.judge).to(first.device).eval() if args.judge else None
     if judge is None:
         logger.warning("no --judge: the only classifier is that of the rewards, which is not held-out evidence")
     evaluators = make_evaluators(suite, judge, args.features, args.segmenter, args.inception_weights)
@@ -83,13 +85,14 @@ def evaluate(argv: Sequence[str]) -> None:
 
 
 def parser() -> CommandParser:
+    """The options of the command."""
     parser = CommandParser("cellfluxrl evaluate", inspect.getdoc(evaluate))
     add = parser.add_argument
     add("pipeline", help="folder of a pipeline, or org/name on the Hub")
     add("dataset", help="folder of a built data set, org/name on the Hub, 'simulated', or 'crops' with --data_dir")
     add("--output_dir", required=True, help="where everything goes")
     add("--against", help="a second pipeline, which is compared on the same controls and noise")
-    add("--rewards", help="reward suite, instead of the pipeline's own")
+    add("--rewards", help="reward suite, instead of the pipeline's")
     add("--classifier", help="MoA classifier to fit a suite with, where neither the pipeline nor --rewards has one")
     add("--judge", help="a second MoA classifier, which no reward used: the held-out one")
     add("--segmenter", help="of the morphology panel; default: otsu, or watershed where the rewards use otsu")
@@ -130,9 +133,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def _load_pipelines(args: argparse.Namespace) -> dict[str, CellFluxRLPipeline]:
-    """By the name of their rows: the folder's own, or as given where both have the same."""
-    import torch
-
+    """By the name of their rows: that of the folder, or as given where both have the same."""
+    from cellfluxrl.devices import choose_device
     from cellfluxrl.pipelines.cellflux_rl import CellFluxRLPipeline
 
     given = [args.pipeline, *([args.against] if args.against else [])]
@@ -140,24 +142,9 @@ def _load_pipelines(args: argparse.Namespace) -> dict[str, CellFluxRLPipeline]:
     names = short if len(set(short)) == len(given) else given
     if len(set(names)) < len(given):
         raise ValueError(f"{args.pipeline!r} is compared with itself")
-    device = "cpu" if args.cpu or not torch.accelerator.is_available() else torch.accelerator.current_accelerator()
-    pipelines = {}
-    for row, name in zip(names, given, strict=True):
-        if not Path(name).is_dir() and name.count("/") != 1:
-            raise ValueError(f"there is no pipeline {name!r}: give its folder, or org/name on the Hub")
-        pipelines[row] = CellFluxRLPipeline.from_pretrained(name).to(device)
-        pipelines[row].unet.eval()
-    return pipelines
-
-
-def _load(class_name: str, name: str, what: str) -> Any:
-    import cellfluxrl
-
-    if not Path(name).is_dir() and name.count("/") != 1:
-        raise ValueError(f"there is no {what} {name!r}: give its folder, or org/name on the Hub")
-    if Path(name).is_dir() and not (Path(name) / "config.json").is_file():
-        raise ValueError(f"{name!r} has no config.json: it is not a {what} that was saved with save_pretrained")
-    return getattr(cellfluxrl, class_name).from_pretrained(name).eval()
+    device = choose_device(cpu=args.cpu)
+    loaded = [CellFluxRLPipeline.from_pretrained(name).to(device) for name in given]
+    return dict(zip(names, loaded, strict=True))
 
 
 def _load_cells(
@@ -182,14 +169,14 @@ def _load_cells(
 
 
 def _fit_suite(args: argparse.Namespace, cells: datasets.Dataset) -> RewardSuite:
-    from cellfluxrl.rewards.suite import RewardSuite
+    from cellfluxrl import MoAClassifier, RewardSuite
 
     if not args.classifier:
         raise ValueError(
             f"the pipeline {args.pipeline!r} has no rewards: give a suite (--rewards), or a classifier to fit one on "
             "the training split with (--classifier)"
         )
-    return RewardSuite.fit(cells, _load("MoAClassifier", args.classifier, "classifier"), seed=args.seed)
+    return RewardSuite.fit(cells, MoAClassifier.from_pretrained(args.classifier).eval(), seed=args.seed)
 
 
 def _training_cells(given: str) -> datasets.Dataset:

@@ -19,14 +19,9 @@ from cellfluxrl.seeding import numpy_generator, seeded_generator
 
 @dataclass(frozen=True)
 class HeldOutCells:
-    """Real cells of held-out plates. Images are uint8 of shape `(N, C, H, W)`.
+    """Real cells of held-out plates: a treated one for each of N conditions with its control, and M to compare with.
 
-    Args:
-        table: `plate`, `compound`, `concentration` and `moa` of each of N conditions.
-        control: A control cell of the plate of each.
-        real: A treated cell of each: what a model should make of the control.
-        reference: M other treated cells, which everything is compared with.
-        reference_table: As `table`, of the reference.
+    Images are uint8 `(N, C, H, W)`; the tables hold `plate`, `compound`, `concentration` and `moa` of each.
     """
 
     table: pd.DataFrame
@@ -37,10 +32,12 @@ class HeldOutCells:
 
     @property
     def moa(self) -> list[str]:
+        """The mechanism of each condition."""
         return self.table["moa"].tolist()
 
     @property
     def compound(self) -> list[str]:
+        """The compound of each condition."""
         return self.table["compound"].tolist()
 
     def few(self) -> list[str]:
@@ -53,19 +50,10 @@ class HeldOutCells:
 
 
 def sample_held_out(pairs: ControlTreatedPairs, count: int | None = None, seed: int = 0) -> HeldOutCells:
-    """Draw a fixed sample, stratified over all compounds, and divide it: a row of the tables, and the reference.
+    """Draw a fixed sample, stratified over all compounds, and divide it into the N conditions and the reference.
 
-    Args:
-        pairs: Of the held-out plates.
-        count: Cells of each half; by default half of all treated cells, at most 1,000.
-        seed: Which cells, and which controls.
-
-    Raises:
-        ValueError: If there are not twice as many treated cells, or more compounds than `count`.
-
-    Example:
-        >>> cells = sample_held_out(ControlTreatedPairs(dataset["test"]), count=500)      # doctest: +SKIP
-        >>> cells.control.shape, cells.table["compound"].value_counts()                   # doctest: +SKIP
+    Each half has `count` cells, by default half of all treated cells and at most 1,000. A `ValueError` says if there
+    are fewer cells, or more compounds.
     """
     available = len(pairs) // 2
     count = min(available, 1000) if count is None else count
@@ -96,20 +84,15 @@ def sample_held_out(pairs: ControlTreatedPairs, count: int | None = None, seed: 
 def _halves(rows: np.ndarray, names: list[str], seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Divide the rows of each compound by turns, so that a compound with two cells is in both halves."""
     turns = [
-        numpy_generator(seed, "halves of the evaluation", k).permutation(rows[own])
-        for k, own in enumerate(rows_by_group(names).values())
+        numpy_generator(seed, "halves of the evaluation", k).permutation(rows[members])
+        for k, members in enumerate(rows_by_group(names).values())
     ]
-    # The compounds that have an odd one are by turns on this side and on that.
-    every = np.concatenate(turns)
+    every = np.concatenate(turns)  # so that the odd ones of the compounds are by turns on this side and on that
     return np.sort(every[::2]), np.sort(every[1::2])
 
 
 def sample_training(cells: datasets.Dataset, count: int, seed: int = 0) -> np.ndarray:
-    """At most `count` treated cells of a training set, over all compounds: `(T, C, H, W)` uint8.
-
-    Raises:
-        ValueError: If no cell is treated.
-    """
+    """At most `count` treated cells of a training set, over all compounds: `(T, C, H, W)` uint8."""
     treated = np.flatnonzero(~np.asarray(cells["is_control"], dtype=bool))
     if len(treated) == 0:
         raise ValueError(f"none of the {len(cells)} training cells is treated: nothing could have been memorised")

@@ -15,19 +15,32 @@ SIGNIFICANT = 0.05
 COPY_P_VALUE = 0.01  # an accusation wants more than one in twenty
 HOLDS, NOT_SHOWN, NOT_REFUTED, FAILS = "holds", "not shown", "not refuted", "fails"
 
+# By column, what is claimed of the difference to the controls, and whether higher (1) or lower (-1) values show it.
+BETTER_THAN_CONTROLS = {
+    "accuracy_judge": ("The held-out classifier names the mechanism more often than in the untreated controls", 1),
+    "kernel": ("The cells are closer to real treated cells than the untreated controls are", -1),
+    "wasserstein": ("Shapes and counts by the second segmenter are closer to real ones than the controls' are", -1),
+    "effect_error": ("The effects of the compounds on morphology are nearer to the real ones than no effect is", -1),
+}
+# By column, that there is no difference to real cells: before and after the value, and which differences refute it.
+ALIKE_REAL_CELLS = {
+    "effect_slope": ("The effects are as large as the real ones: slope ", "", (1, -1)),
+    "coverage": ("The cells are as diverse as real cells: coverage ", "", (-1,)),
+    "spread_within": (
+        "The cells of a mechanism differ from each other as much as real ones, in shapes and counts: ",
+        " of the real spread",
+        (-1,),
+    ),
+    "combined": ("The cells are not over-optimised: combined reward ", "", (1,)),
+}
+
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim about a model, and what became of it.
+    """A claim about a column of a model, in a sentence with its numbers, and what became of it.
 
-    Args:
-        model, column: What it is about.
-        text: The sentence, with its numbers.
-        optimised: Whether the column is one that training may have optimised.
-        value, null: What was measured, and what it would be if there were nothing to claim.
-        against: The model that this one is compared with; empty for a claim about this one alone.
-        verdict: `"holds"` if the interval lies on the right side of `null`, `"fails"` if on the wrong one, else
-            `"not shown"`; of a claim that there is no difference, which no number of cells can show, `"not refuted"`.
+    The verdict is `"holds"` if the interval lies on the right side of `null`, `"fails"` if on the wrong one, else
+    `"not shown"`; of a claim that there is no difference, which no number of cells can show, `"not refuted"`.
     """
 
     model: str
@@ -35,9 +48,9 @@ class Claim:
     text: str
     optimised: bool
     value: Interval
-    null: float
+    null: float  # what the value would be if there were nothing to claim
     verdict: str
-    against: str = ""
+    against: str = ""  # the model that this one is compared with; empty for a claim about this one alone
 
     @property
     def excludes_null(self) -> bool:
@@ -55,17 +68,12 @@ def _shown(interval: Interval) -> str:
     return f"{_number(interval.value)} [{_number(interval.low)}, {_number(interval.high)}]"
 
 
-def _verdict(value: Interval, null: float, better: int) -> str:
-    """`better` is 1 if values above the null are claimed, -1 for below."""
-    above, below = value.low > null, value.high < null
+def _verdict(value: Interval, better: int) -> str:
+    """`better` is 1 if values above 0 are claimed, -1 for below."""
+    above, below = value.low > 0, value.high < 0
     if not (above or below):
         return NOT_SHOWN
     return HOLDS if above == (better > 0) else FAILS
-
-
-def _not_refuted(fails: bool) -> str:
-    """The verdict of a claim that two things are alike, which an interval can only refute."""
-    return FAILS if fails else NOT_REFUTED
 
 
 def claims_of_model(
@@ -80,57 +88,35 @@ def claims_of_model(
     claims = []
 
     def claim(column: str, text: str, value: Interval, null: float, verdict: str) -> None:
-        sentence = f"{text} Real cells: {_shown(real[column])}."
+        sentence = f"{text}. Real cells: {_shown(real[column])}."
         claims.append(Claim(model, column, sentence, columns[column].optimised, value, null, verdict))
 
-    for column, text, better in (
-        ("accuracy_judge", "The held-out classifier names the mechanism more often than in the untreated controls", 1),
-        ("kernel", "The cells are closer to real treated cells than the untreated controls are", -1),
-        (
-            "wasserstein",
-            "Shapes and counts by the second segmenter are closer to real ones than the controls' are",
-            -1,
-        ),
-        (
-            "effect_error",
-            "The effects of the compounds on morphology are nearer to the real ones than no effect is",
-            -1,
-        ),
-    ):
+    def claim_alike(column: str, text: str, value: Interval, null: float, *, is_refuted: bool) -> None:
+        claim(column, text, value, null, FAILS if is_refuted else NOT_REFUTED)
+
+    for column, (text, better) in BETTER_THAN_CONTROLS.items():
         if column in row:
             found = against[column].difference
-            sentence = f"{text}: {_shown(row[column])}, difference to the controls {_shown(found)}."
-            claim(column, sentence, found, 0.0, _verdict(found, 0.0, better))
+            sentence = f"{text}: {_shown(row[column])}, difference to the controls {_shown(found)}"
+            claim(column, sentence, found, 0.0, _verdict(found, better))
     value = row["effect_correlation"]
-    text = f"Effects of the compounds go with the real ones: correlation {_shown(value)}."
-    claim("effect_correlation", text, value, 0.0, _verdict(value, 0.0, 1))
-    value = difference_of_sets(row["effect_slope"], real["effect_slope"])
-    text = (
-        f"The effects are as large as the real ones: slope {_shown(row['effect_slope'])}, difference {_shown(value)}."
-    )
-    claim("effect_slope", text, value, 0.0, _not_refuted(value.low > 0 or value.high < 0))
+    text = f"Effects of the compounds go with the real ones: correlation {_shown(value)}"
+    claim("effect_correlation", text, value, 0.0, _verdict(value, 1))
     value = row["two_sample"]
-    text = f"The cells cannot be told from real cells by the panel: accuracy {_shown(value)}, 0.5 is chance."
-    claim("two_sample", text, value, 0.5, _not_refuted(value.low > 0.5))
-    value = difference_of_sets(row["coverage"], real["coverage"])
-    text = f"The cells are as diverse as real cells: coverage {_shown(row['coverage'])}, difference {_shown(value)}."
-    claim("coverage", text, value, 0.0, _not_refuted(value.high < 0))
-    value = difference_of_sets(row["spread_within"], real["spread_within"])
-    text = (
-        "The cells of a mechanism differ from each other as much as real ones, in shapes and counts: "
-        f"{_shown(row['spread_within'])} of the real spread, difference {_shown(value)}."
-    )
-    claim("spread_within", text, value, 0.0, _not_refuted(value.high < 0))
-    value = difference_of_sets(row["combined"], real["combined"])
-    text = f"The cells are not over-optimised: combined reward {_shown(row['combined'])}, difference {_shown(value)}."
-    claim("combined", text, value, 0.0, _not_refuted(value.low > 0))
+    text = f"The panel cannot distinguish the cells from real cells: accuracy {_shown(value)}, 0.5 is chance"
+    claim_alike("two_sample", text, value, 0.5, is_refuted=value.low > 0.5)
+    for column, (before, after, wrong) in ALIKE_REAL_CELLS.items():
+        found = difference_of_sets(row[column], real[column])
+        text = f"{before}{_shown(row[column])}{after}, difference {_shown(found)}"
+        is_refuted = any(_verdict(found, direction) == HOLDS for direction in wrong)
+        claim_alike(column, text, found, 0.0, is_refuted=is_refuted)
     if model in copies:
-        found = copies[model]
+        found, p_value = copies[model].copies, copies[model].p_value
         text = (
-            f"The cells are not copies of training cells: {_shown(found.copies)} stick to one, "
-            f"p = {_number(found.p_value)} for as many by chance."
+            f"The cells are not copies of training cells: {_shown(found)} stick to one, "
+            f"p = {_number(p_value)} for as many by chance"
         )
-        claim("copies", text, found.copies, COPY_RATE, _not_refuted(found.p_value < COPY_P_VALUE))
+        claim_alike("copies", text, found, COPY_RATE, is_refuted=p_value < COPY_P_VALUE)
     return claims
 
 
@@ -161,7 +147,7 @@ def claims_of_pair(
             f"{ours} is better than {theirs} in {column} ({what}): difference {_shown(test.difference)} over "
             f"{test.count} pairs, p = {_number(test.p_value)}, {_number(test.adjusted)} after Holm's correction."
         )
-        verdict = _verdict(test.difference, 0.0, better) if shown else NOT_SHOWN
+        verdict = _verdict(test.difference, better) if shown else NOT_SHOWN
         claims.append(Claim(ours, column, text, columns[column].optimised, test.difference, 0.0, verdict, theirs))
     return claims
 

@@ -13,43 +13,34 @@ AS_REAL = "as real"
 
 @dataclass(frozen=True)
 class Column:
-    """What is measured.
-
-    Args:
-        note: What it is, in a sentence.
-        better: `"higher"`, `"lower"`, `"as real"` (neither more nor less than real cells have), or what is right, such
-            as `"1"`.
-        optimised: Whether it is a reward, or was made with the classifier of the rewards.
-    """
+    """What is measured, in a sentence, and whether it is a reward or was made with the classifier of the rewards."""
 
     note: str
-    better: str
+    better: str  # "higher", "lower", "as real" (neither more nor less than real cells have), or what is right, as "1"
     optimised: bool = False
 
 
-def columns_of(evaluators: Evaluators, with_training: bool) -> dict[str, Column]:
+def columns_of(evaluators: Evaluators, *, with_training: bool) -> dict[str, Column]:
     """The columns of the tables, in order: the optimised ones first."""
-    name, own_features = evaluators.extractor.name, not evaluators.features_are_held_out
-    columns = {
-        reward.name: Column(reward.description or f"reward {reward.name!r} of the suite", AS_REAL, optimised=True)
-        for reward in evaluators.suite.rewards
-    }
-    columns["combined"] = Column("weighted mean of the rewards; above real cells is over-optimised", AS_REAL, True)
-    columns["accuracy_rewards"] = Column("share whose mechanism the classifier of the rewards names", AS_REAL, True)
+    suite, name, optimised = evaluators.suite, evaluators.extractor.name, not evaluators.features_are_held_out
+    rewards = {reward.name: reward.description or f"reward {reward.name!r} of the suite" for reward in suite.rewards}
+    rewards["combined"] = "weighted mean of the rewards; above real cells is over-optimised"
+    rewards["accuracy_rewards"] = "share whose mechanism the classifier of the rewards names"
+    columns = {reward: Column(note, AS_REAL, optimised=True) for reward, note in rewards.items()}
     if evaluators.judge is not None:
         columns["judge"] = Column("probability of the true mechanism by the held-out classifier", AS_REAL)
         columns["accuracy_judge"] = Column("share whose mechanism the held-out classifier names", AS_REAL)
     frechet = f"Frechet distance to real cells, as FID, on the features of {name}"
     columns |= {
-        "frechet": Column(f"{frechet}; biased by the sample size", "lower", own_features),
-        "frechet_infinity": Column(f"{frechet}, extrapolated to infinitely many cells", "lower", own_features),
-        "kernel": Column(f"kernel distance to real cells, as KID, on the features of {name}", "lower", own_features),
+        "frechet": Column(f"{frechet}; biased by the sample size", "lower", optimised),
+        "frechet_infinity": Column(f"{frechet}, extrapolated to infinitely many cells", "lower", optimised),
+        "kernel": Column(f"kernel distance to real cells, as KID, on the features of {name}", "lower", optimised),
         "wasserstein": Column(
             "Wasserstein-1 distance to real cells of five shapes and counts by the second segmenter, mean, in their "
             "standard deviations",
             "lower",
         ),
-        "spread": Column(f"spread of the features of {name} over that of real cells", "1", own_features),
+        "spread": Column(f"spread of the features of {name} over that of real cells", "1", optimised),
         "spread_within": Column(
             "spread of these shapes and counts within each mechanism over that of real cells; less is over-optimised",
             AS_REAL,

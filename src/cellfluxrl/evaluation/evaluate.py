@@ -6,7 +6,6 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from cellfluxrl.evaluation.measuring import (
     measure_candidates,
     measure_cells,
 )
-from cellfluxrl.evaluation.statistics.distances import frechet_infinity, frechet_interval, kernel_distance
+from cellfluxrl.evaluation.statistics.distances import frechet_infinity, kernel_distance
 from cellfluxrl.evaluation.statistics.effects import EffectAgreement, effect_agreement, effects_by_group
 from cellfluxrl.evaluation.statistics.intervals import (
     Interval,
@@ -54,8 +53,8 @@ class Images:
         control, real: A control, and a treated cell, of each of N conditions.
         reference: M other treated cells, which every row is compared with.
         generated: By model, `(N, K, C, H, W)`: K samples of each control, the first of which is evaluated and the
-            others are candidates. Those that were chosen among them are a model of their own.
-        moa, compound (`list[str]` of length N), reference_moa, reference_compound (`list[str]` of length M): Of each.
+            others are candidates. Those that are chosen among them become a separate model.
+        moa, compound, reference_moa, reference_compound: Of each condition, and of each of the M.
         training: Treated training cells.
     """
 
@@ -132,7 +131,7 @@ def evaluate(
         images: With the first model in question, and possibly others to compare it with.
         evaluators: What measures them.
         best_of_n: Draw the curves of the best, and of the matched, of so many candidates; those of the largest number
-            are rows of their own, `"NAME, best of N"` and `"NAME, match of N"`. A model with a single sample of each
+            are separate rows, `"NAME, best of N"` and `"NAME, match of N"`. A model with a single sample of each
             control takes no part.
         seed: Of all resampling.
         measure: How a set of cells is measured; `cellfluxrl evaluate` keeps the results in files.
@@ -158,19 +157,19 @@ def evaluate(
     measured = {name: measure(cells, images.moa, evaluators, name) for name, cells in sets.items()}
     reference = measure(images.reference, images.reference_moa, evaluators, "reference")
 
-    columns = columns_of(evaluators, images.training is not None)
+    columns = columns_of(evaluators, with_training=images.training is not None)
     effects = _effects(measured, reference, images, evaluators.suite.channel_names, seed)
-    copies = {}
-    if images.training is not None:
-        training = evaluators.features(images.training)
-        copies = {n: memorisation(m.features, training, reference.features, seed=seed) for n, m in measured.items()}
     groups = _moa_codes(images)
     rows = {
         name: {**_describe(m, reference, groups, seed), **_describe_effects(effects, name, seed)}
         for name, m in measured.items()
     }
-    for name, found in copies.items():
-        rows[name] |= {"copies": found.copies, "nearest_training": found.distance_ratio}
+    copies = {}
+    if images.training is not None:
+        training = evaluators.features(images.training)
+        for name, m in measured.items():
+            copies[name] = memorisation(m.features, training, reference.features, seed=seed)
+            rows[name] |= {"copies": copies[name].copies, "nearest_training": copies[name].distance_ratio}
     between = [*((given[0], other) for other in given[1:]), *chosen.items()]
     pairs = [(model, CONTROL_ROW) for model in models] + between
     paired = {(a, b): _compare(measured[a], measured[b], reference, effects, (a, b), groups, seed) for a, b in pairs}
@@ -209,7 +208,7 @@ def _check(images: Images, best_of_n: Sequence[int]) -> None:
     check_counts(len(images.control), len(images.reference))
     for name in images.generated:
         if name in (CONTROL_ROW, REAL_ROW, "reference"):
-            raise ValueError(f"a model cannot be called {name!r}, which is a row of its own")
+            raise ValueError(f"a model cannot be called {name!r}, which is the name of another row")
     samples = [cells.shape[1] for cells in images.generated.values()]
     least, most = min(best_of_n, default=1), max(best_of_n, default=1)
     if least < 1 or most > max(samples) or any(1 < count < most for count in samples):
@@ -235,30 +234,22 @@ def _names(evaluators: Evaluators) -> dict[str, str]:
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# A row of the table
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _moa_codes(images: Images) -> tuple[np.ndarray, np.ndarray]:
     """Numbers for the mechanisms of the sample, and of the reference."""
-    names = {name: code for code, name in enumerate(dict.fromkeys([*images.moa, *images.reference_moa]))}
-    own, real = ([names[name] for name in moa] for moa in (images.moa, images.reference_moa))
-    return np.array(own), np.array(real)
+    _, codes = np.unique([*images.moa, *images.reference_moa], return_inverse=True)
+    return codes[: len(images.moa)], codes[len(images.moa) :]
 
 
 def _describe(
     cells: Measurements, reference: Measurements, groups: tuple[np.ndarray, np.ndarray], seed: int
 ) -> dict[str, Interval]:
     """The columns that need no compounds."""
-    row = {name: mean_interval(values, seed=seed) for name, values in cells.rewards.items()}
-    row["accuracy_rewards"] = mean_interval(cells.correct["rewards"], seed=seed)
-    if "judge" in cells.correct:
-        row["judge"] = mean_interval(cells.probabilities["judge"], seed=seed)
-        row["accuracy_judge"] = mean_interval(cells.correct["judge"], seed=seed)
+    row = {name: mean_interval(values, seed=seed) for name, values in cells.per_cell.items()}
     a, b = cells.features, reference.features
     counts, few_features = [len(a), len(b)], a.shape[1] <= MOST_FEATURES
-    row["frechet"] = frechet_interval(a, b, 50, seed) if few_features else Interval(frechet_distance(a, b))
+    row["frechet"] = half_sampling_interval(
+        lambda i, j: frechet_distance(a[i], b[j]), counts, 50 if few_features else 0, seed
+    )
     if min(counts) // 2 > a.shape[1]:
         row["frechet_infinity"] = frechet_infinity(a, b, 30 if few_features else 0, seed)
     row["kernel"] = kernel_distance(a, b, seed=seed)
@@ -269,9 +260,8 @@ def _describe(
         lambda i, j: spread_within(x[i], g[i], y[j], h[j]), counts, RESAMPLES, seed
     )
     row["spread"] = bootstrap_interval(lambda i, j: relative_spread(a[i], b[j]), counts, RESAMPLES, seed)
-    whole = cells.measurable
-    row["measurable"] = mean_interval(whole, seed=seed)
-    if min(whole.sum(), reference.measurable.sum()) >= MINIMUM_CELLS:
+    row["measurable"] = mean_interval(cells.measurable, seed=seed)
+    if min(cells.measurable.sum(), reference.measurable.sum()) >= MINIMUM_CELLS:
         row["coverage"] = coverage(cells.morphology, reference.morphology, seed=seed)
         row["two_sample"] = two_sample_test(cells.morphology, reference.morphology, seed).accuracy
     else:
@@ -283,24 +273,18 @@ def _by_group(
     cells: Measurements, reference: Measurements, groups: Sequence[str], reference_groups: Sequence[str], seed: int
 ) -> dict[str, GroupRow]:
     """The columns of each mechanism or compound that few cells allow."""
-    theirs = rows_by_group(reference_groups)
+    reference_rows = rows_by_group(reference_groups)
     result = {}
     for group, rows in sorted(rows_by_group(groups).items()):
-        own, others = cells.take(rows), theirs.get(group, np.empty(0, dtype=np.int64))
-        mean = partial(mean_interval, seed=seed)
-        values = {"combined": mean(own.rewards["combined"]), "accuracy_rewards": mean(own.correct["rewards"])}
-        if "judge" in own.correct:
-            values |= {"judge": mean(own.probabilities["judge"]), "accuracy_judge": mean(own.correct["judge"])}
+        others = reference_rows.get(group, [])
+        per_cell = cells.take(rows).per_cell
+        chosen = [name for name in ("combined", "accuracy_rewards", "judge", "accuracy_judge") if name in per_cell]
+        values = {name: mean_interval(per_cell[name], seed=seed) for name in chosen}
         values["kernel"] = Interval(math.nan)
         if len(others):
-            values["kernel"] = kernel_distance(own.features, reference.features[others], 100, seed)
+            values["kernel"] = kernel_distance(cells.features[rows], reference.features[others], 100, seed)
         result[group] = GroupRow(len(rows), len(others), values)
     return result
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Effects of compounds
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _effects(
@@ -312,12 +296,11 @@ def _effects(
 ) -> Effects:
     """Effects against the control cells of the sample, of the compounds that are in both halves."""
     control = rows[CONTROL_ROW].morphology
-    known = set(images.reference_compound)
-    compounds = sorted(c for c in set(images.compound) if c in known)
+    compounds = sorted(set(images.compound) & set(images.reference_compound))
     real = effects_by_group(reference.morphology, images.reference_compound, control, compounds)
-    own = {name: effects_by_group(m.morphology, images.compound, control, compounds) for name, m in rows.items()}
-    agreement = {name: effect_agreement(real, effects, RESAMPLES, seed) for name, effects in own.items()}
-    return Effects(compounds, list(morphology_feature_names(channel_names)), real, own, agreement)
+    ours = {name: effects_by_group(m.morphology, images.compound, control, compounds) for name, m in rows.items()}
+    agreement = {name: effect_agreement(real, effects, RESAMPLES, seed) for name, effects in ours.items()}
+    return Effects(compounds, list(morphology_feature_names(channel_names)), real, ours, agreement)
 
 
 def _effect_errors(effects: Effects, row: str) -> np.ndarray:
@@ -340,11 +323,6 @@ def _describe_effects(effects: Effects, row: str, seed: int) -> dict[str, Interv
     }
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Comparisons
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _compare(
     ours: Measurements,
     theirs: Measurements,
@@ -355,18 +333,14 @@ def _compare(
     seed: int,
 ) -> dict[str, PairedTest]:
     """Paired tests of all columns that allow one, adjusted for their number."""
-    tests = {name: paired_means(ours.rewards[name], theirs.rewards[name], seed) for name in ours.rewards}
-    tests["accuracy_rewards"] = paired_means(ours.correct["rewards"], theirs.correct["rewards"], seed)
-    if "judge" in ours.correct:
-        tests["judge"] = paired_means(ours.probabilities["judge"], theirs.probabilities["judge"], seed)
-        tests["accuracy_judge"] = paired_means(ours.correct["judge"], theirs.correct["judge"], seed)
+    tests = {name: paired_means(values, theirs.per_cell[name], seed) for name, values in ours.per_cell.items()}
     tests["kernel"] = paired_kernel_distances(ours.features, theirs.features, reference.features, seed)
     tests["wasserstein"] = paired_statistics(
         ours.statistics, theirs.statistics, lambda x: mean_wasserstein(x, reference.statistics), seed
     )
-    own, real = groups
+    generated, real = groups
     tests["spread_within"] = paired_statistics(
-        *(np.column_stack([m.statistics, own]) for m in (ours, theirs)),  # the mechanism goes along
+        *(np.column_stack([m.statistics, generated]) for m in (ours, theirs)),  # each row with its mechanism
         lambda x: spread_within(x[:, :-1], x[:, -1], reference.statistics, real),
         seed,
     )
@@ -380,10 +354,10 @@ def _with_chosen(
 ) -> tuple[Images, dict[str, str]]:
     """The sets that are chosen among the candidates of each model, as further models; and whose they are."""
     suite, every, sets, chosen = evaluators.suite, np.arange(len(images.moa)), {}, {}
-    for model, own in candidates.items():
-        scores = scores_of(suite, own.measured, images.moa)
+    for model, measured in candidates.items():
+        scores = scores_of(suite, measured.measured, images.moa)
         for selection in SELECTIONS:
-            name = f"{model}, {selection} of {len(own.verdicts) // len(every)}"
+            name = f"{model}, {selection} of {len(measured.verdicts) // len(every)}"
             selected = choose_candidates(suite, scores, images.moa, selection).numpy()
             sets[name], chosen[name] = images.generated[model][every, selected][:, None], model
     return dataclasses.replace(images, generated={**images.generated, **sets}), chosen

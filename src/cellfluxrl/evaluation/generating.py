@@ -31,27 +31,21 @@ def generate_candidates(
     title: str = "generating",
     **settings: Any,
 ) -> np.ndarray:
-    """Generate samples of each control, into `generated.npy` and `generated.json` of a folder.
+    """Generate K samples of each control into `generated.npy` and `generated.json`: uint8 `(N, K, C, H, W)`.
 
     The noise of sample k of control i depends on the seed, i and k alone: it is the same for every pipeline, and a run
-    that was interrupted goes on where it stopped.
+    that was interrupted resumes where it stopped, if its provenance and settings are the same.
 
     Args:
         pipeline: What generates.
         control: `(N, C, H, W)`; uint8.
         table: `compound` and `concentration` of each.
-        folder: Where the files go.
-        provenance: Goes into `generated.json`, and must be that of a run that resumes.
-        count: K samples of each control.
+        folder: Where the files go; a `FileExistsError` says if it holds samples of another provenance.
+        provenance: What `generated.json` records beside the settings.
+        count: K.
         seed: Decides the noise.
         title: Of the progress bar.
         **settings: Of the call of the pipeline.
-
-    Returns:
-        `(N, K, C, H, W)`; uint8, a memory map of the file.
-
-    Raises:
-        FileExistsError: If the folder holds samples of another provenance.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,16 +69,12 @@ def generate_candidates(
 
 
 def calibrated(pipeline: CellFluxPipeline, control: np.ndarray, plates: np.ndarray) -> np.ndarray:
-    """Controls, uint8 `(N, C, H, W)`, at the intensities of the pipeline's training, plate by plate.
-
-    Raises:
-        ValueError: As [`CellFluxPipeline.calibrate`] says, naming the plate.
-    """
+    """Controls, uint8 `(N, C, H, W)`, at the intensities of the pipeline's training, plate by plate."""
     result = np.empty_like(control)
     for plate in np.unique(plates):
-        own = plates == plate
+        of_plate = plates == plate
         try:
-            result[own] = to_uint8(pipeline.calibrate(control[own]))
+            result[of_plate] = to_uint8(pipeline.calibrate(control[of_plate]))
         except ValueError as error:
             raise ValueError(f"plate {str(plate)!r} cannot be calibrated: {error}") from None
     return result
@@ -95,8 +85,8 @@ def _finished(path: Path, record: Path, provenance: Mapping[str, Any]) -> int:
     if not (path.is_file() and record.is_file()):
         return 0
     found = json.loads(record.read_text())
-    own = found["provenance"]
-    if changed := sorted(key for key in own.keys() | provenance.keys() if own.get(key) != provenance.get(key)):
+    before = found["provenance"]
+    if changed := sorted(k for k in before.keys() | provenance.keys() if before.get(k) != provenance.get(k)):
         raise FileExistsError(
             f"{str(path.parent)!r} holds samples that were made otherwise ({', '.join(changed)}): "
             "choose another --output_dir or pass --overwrite"
@@ -148,7 +138,7 @@ def _generate(
 def generate_trajectories(
     pipeline: CellFluxPipeline, control: np.ndarray, table: pd.DataFrame, seed: int = 0, **settings: Any
 ) -> torch.Tensor:
-    """The way of the first sample of each control, at the times of the grid: `(T, N, C, H, W)` in [-1, 1]."""
+    """The trajectory of the first sample of each control, at the times of the grid: `(T, N, C, H, W)` in [-1, 1]."""
     output = _without_rewards(pipeline)(
         images_to_tensor(control),
         **_treatment_of(pipeline, table),

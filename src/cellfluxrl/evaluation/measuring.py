@@ -85,9 +85,9 @@ def make_evaluators(
     """
     if judge is not None and weights_hash(judge) == weights_hash(suite.classifier):
         raise ValueError("the judge is the classifier of the rewards, which is not held-out evidence")
-    own = type(suite.segmenter).name
-    segmenter = segmenter or ("watershed" if own == "otsu" else "otsu")
-    if segmenter == own:
+    of_rewards = type(suite.segmenter).name
+    segmenter = segmenter or ("watershed" if of_rewards == "otsu" else "otsu")
+    if segmenter == of_rewards:
         raise ValueError(f"segmenter {segmenter!r} is that of the rewards, which is not held-out evidence")
     if features == "inception":
         extractor = inception_extractor(inception_weights, suite.device)
@@ -100,32 +100,28 @@ def make_evaluators(
 
 @dataclass(frozen=True)
 class Verdicts(Rows):
-    """What the networks say of N images.
+    """What the networks say of N images, by classifier: `"rewards"` and, if there is one, `"judge"`."""
 
-    Args:
-        features: `(N, D)`; of the feature extractor.
-        probabilities, correct: By classifier, `"rewards"` and, if there is one, `"judge"`: the probability of the true
-            mechanism, and whether it is the most probable one; `(N,)`.
-    """
-
-    features: np.ndarray
-    probabilities: dict[str, np.ndarray]
-    correct: dict[str, np.ndarray]
+    features: np.ndarray  # (N, D), of the feature extractor
+    probabilities: dict[str, np.ndarray]  # of the true mechanism, (N,)
+    correct: dict[str, np.ndarray]  # whether the true mechanism is the most probable one, (N,)
 
 
 @dataclass(frozen=True)
 class Measurements(Verdicts):
-    """What was measured on N images, beside what the networks say.
+    """What was measured on N images, beside what the networks say."""
 
-    Args:
-        rewards: Each reward and `"combined"` in the deviation form, `(N,)`.
-        morphology: `(N, F)`; columns of [`morphology_feature_names`].
-        statistics: `(N, 5)`; the shapes and counts that the rewards judge too, by the other segmenter.
-    """
+    rewards: dict[str, np.ndarray]  # each reward and "combined" in the deviation form, (N,)
+    morphology: np.ndarray  # (N, F), columns of `morphology_feature_names`
+    statistics: np.ndarray  # (N, 5), the shapes and counts that the rewards judge too, by the other segmenter
 
-    rewards: dict[str, np.ndarray]
-    morphology: np.ndarray
-    statistics: np.ndarray
+    @property
+    def per_cell(self) -> dict[str, np.ndarray]:
+        """By column, what every single cell has a value of, `(N,)`."""
+        columns = {**self.rewards, "accuracy_rewards": self.correct["rewards"]}
+        if "judge" in self.correct:
+            columns |= {"judge": self.probabilities["judge"], "accuracy_judge": self.correct["judge"]}
+        return columns
 
     @property
     def measurable(self) -> np.ndarray:
@@ -151,16 +147,9 @@ class Measurements(Verdicts):
 def measure_cells(
     images: np.ndarray, moa: Sequence[str], evaluators: Evaluators, title: str = "measuring"
 ) -> Measurements:
-    """Measure everything on images.
+    """Measure everything on `(N, C, H, W)` uint8 images with their true mechanisms of action.
 
-    Args:
-        images: `(N, C, H, W)`; uint8.
-        moa: The true mechanism of action of each.
-        evaluators: What looks at them.
-        title: Of the progress bar.
-
-    Raises:
-        ValueError: If a mechanism is unknown to one of the classifiers, or the images are not the suite's kind.
+    A `ValueError` says if a mechanism is unknown to one of the classifiers, or the images are not the suite's kind.
     """
 
     def measured(start: int) -> Measurements:
@@ -200,21 +189,16 @@ def _judge(images: torch.Tensor, moa: Sequence[str], evaluators: Evaluators) -> 
     for name, classifier in (("rewards", evaluators.suite.classifier), ("judge", evaluators.judge)):
         if classifier is None:
             continue
-        own = classifier.class_indices(moa)
+        true = classifier.class_indices(moa)
         logits = classifier(images.to(classifier.device)).logits.cpu()
-        probabilities[name] = logits.softmax(dim=1)[torch.arange(len(own)), own].double().numpy()
-        correct[name] = (logits.argmax(dim=1) == own).double().numpy()
+        probabilities[name] = logits.softmax(dim=1)[torch.arange(len(true)), true].double().numpy()
+        correct[name] = (logits.argmax(dim=1) == true).double().numpy()
     return Verdicts(evaluators.extractor(images), probabilities, correct)
 
 
 @dataclass(frozen=True)
 class CandidateMeasurements:
-    """What best-of-N needs to know of K candidates of each of N controls, `N * K` rows, control after control.
-
-    Args:
-        measured: By the suite.
-        verdicts: Of the networks.
-    """
+    """What best-of-N needs to know of K candidates of each of N controls, `N * K` rows, control after control."""
 
     measured: Measured
     verdicts: Verdicts

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cellfluxrl.evaluation.evaluate import Results
+from cellfluxrl.evaluation.evaluate import GroupRow, Results
 from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.files import write_whole
 
@@ -28,7 +28,7 @@ def results_dict(results: Results, settings: Mapping[str, Any]) -> dict[str, Any
             "settings": dict(settings),
             "evaluators": results.evaluators,
             "models": results.models,
-            "columns": {name: dataclasses.asdict(column) for name, column in results.columns.items()},
+            "columns": results.columns,
             "rows": results.rows,
             "by_moa": results.by_moa,
             "by_compound": results.by_compound,
@@ -36,21 +36,17 @@ def results_dict(results: Results, settings: Mapping[str, Any]) -> dict[str, Any
             "memorisation": results.memorisation,
             "paired": [{"ours": a, "theirs": b, "tests": tests} for (a, b), tests in results.paired.items()],
             "best_of_n": results.best_of_n,
-            "claims": [{**_fields(c), "excludes_null": c.excludes_null} for c in results.claims],
+            "claims": [{**vars(c), "excludes_null": c.excludes_null} for c in results.claims],
             "notes": results.notes,
         }
     )
 
 
-def _fields(value: Any) -> dict[str, Any]:
-    return {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, Interval):
-        return {name: _plain(number) for name, number in value._asdict().items()}
+        return _plain(value._asdict())
     if dataclasses.is_dataclass(value):
-        return _plain(_fields(value))
+        return _plain(vars(value))
     if isinstance(value, Mapping):
         return {str(key): _plain(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -65,24 +61,24 @@ def _plain(value: Any) -> Any:
 def write_results(
     folder: str | Path, results: Results, table: pd.DataFrame, settings: Mapping[str, Any]
 ) -> list[Path]:
-    """Write `results.json` and the tables of an evaluation.
-
-    Args:
-        folder: Where the files go.
-        results: What came out.
-        table: Plate, compound, concentration and mechanism of each of the N conditions.
-        settings: What is needed to run it again.
-
-    Returns:
-        The files.
-    """
+    """Write `results.json` and the tables of an evaluation; `table` holds the N conditions of each row."""
     folder = Path(folder)
     tables = {
-        "table": _rows_table(results),
+        "table": pd.DataFrame(
+            {"row": row, "column": column, **values[column]._asdict(), "optimised": about.optimised}
+            for row, values in results.rows.items()
+            for column, about in results.columns.items()
+            if column in values
+        ),
         "by_moa": _group_table(results.by_moa, "moa"),
         "by_compound": _group_table(results.by_compound, "compound"),
         "effects": _effects_table(results),
-        "paired": _paired_table(results),
+        "paired": pd.DataFrame(
+            {"ours": ours, "theirs": theirs, "column": column, **test.difference._asdict()}
+            | {"p_value": test.p_value, "p_value_holm": test.adjusted, "pairs": test.count}
+            for (ours, theirs), tests in results.paired.items()
+            for column, test in tests.items()
+        ),
         "cells": _cells_table(results, table),
     }
     paths = []
@@ -94,42 +90,21 @@ def write_results(
     return [folder / "results.json", *paths]
 
 
-def _rows_table(results: Results) -> pd.DataFrame:
-    lines = [
-        {"row": row, "column": column, **values[column]._asdict(), "optimised": results.columns[column].optimised}
-        for row, values in results.rows.items()
-        for column in results.columns
-        if column in values
-    ]
-    return pd.DataFrame(lines)
-
-
-def _group_table(groups: Mapping[str, Mapping[str, Any]], name: str) -> pd.DataFrame:
-    lines = [
-        {"row": row, name: group, "cells": own.count, "reference_cells": own.reference, "column": column}
+def _group_table(groups: Mapping[str, Mapping[str, GroupRow]], name: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {"row": row, name: label, "cells": group.count, "reference_cells": group.reference, "column": column}
         | interval._asdict()
         for row, by_group in groups.items()
-        for group, own in by_group.items()
-        for column, interval in own.values.items()
-    ]
-    return pd.DataFrame(lines)
+        for label, group in by_group.items()
+        for column, interval in group.values.items()
+    )
 
 
 def _effects_table(results: Results) -> pd.DataFrame:
     effects = results.effects
     index = pd.MultiIndex.from_product([effects.compounds, effects.features], names=["compound", "feature"])
-    columns = {"real": effects.reference.ravel(), **{name: own.ravel() for name, own in effects.rows.items()}}
+    columns = {"real": effects.reference.ravel(), **{name: row.ravel() for name, row in effects.rows.items()}}
     return pd.DataFrame(columns, index=index).reset_index()
-
-
-def _paired_table(results: Results) -> pd.DataFrame:
-    lines = [
-        {"ours": a, "theirs": b, "column": column, **test.difference._asdict()}
-        | {"p_value": test.p_value, "p_value_holm": test.adjusted, "pairs": test.count}
-        for (a, b), tests in results.paired.items()
-        for column, test in tests.items()
-    ]
-    return pd.DataFrame(lines)
 
 
 def _cells_table(results: Results, table: pd.DataFrame) -> pd.DataFrame:
@@ -141,8 +116,8 @@ def _cells_table(results: Results, table: pd.DataFrame) -> pd.DataFrame:
         values = {f"reward_{name}": v for name, v in measured.rewards.items()}
         values |= {f"probability_{name}": v for name, v in measured.probabilities.items()}
         values |= {"measurable": measured.measurable}
-        own = table.reset_index(drop=True).assign(**values)
-        own.insert(0, "row", row)
-        own.insert(1, "cell", range(len(own)))
-        parts.append(own)
+        part = table.reset_index(drop=True).assign(**values)
+        part.insert(0, "row", row)
+        part.insert(1, "cell", range(len(part)))
+        parts.append(part)
     return pd.concat(parts, ignore_index=True)

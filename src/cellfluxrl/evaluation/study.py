@@ -15,13 +15,14 @@ import numpy as np
 import torch
 
 from cellfluxrl import __version__
+from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.pairs import ControlTreatedPairs
 from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.errors import unknown_name
 from cellfluxrl.evaluation.cells import HeldOutCells, sample_held_out, sample_training
 from cellfluxrl.evaluation.evaluate import Images, Results, check_counts, evaluate
 from cellfluxrl.evaluation.generating import calibrated, generate_candidates, generate_trajectories
-from cellfluxrl.evaluation.measuring import Evaluators, Measurements, measure_cells, weights_hash
+from cellfluxrl.evaluation.measuring import Evaluators, Measurements, measure_cells
 from cellfluxrl.evaluation.report.figures import TRAJECTORIES, draw_all
 from cellfluxrl.evaluation.report.html import Section
 from cellfluxrl.evaluation.report.sections import write_evaluation_report
@@ -70,7 +71,7 @@ class Study:
         results: What came out.
         cells: The held-out cells.
         evaluators: What measured them.
-        trajectories: By model, some ways from control to treated cell, and the compounds.
+        trajectories: By model, some trajectories from control to treated cell, and the compounds.
         settings: What is needed to run it again.
     """
 
@@ -118,7 +119,10 @@ def run_study(
     _check_before_generating(pipelines, evaluators, held_out)
     training = cells["train"] if training is None else training
     known = _in_order(sample_training(training, TRAINING_CELLS, settings.seed), channel_names_of(training), channels)
-    sources = {name: _sources(pipeline, held_out, settings) for name, pipeline in pipelines.items()}
+    sources = dict.fromkeys(pipelines, held_out.control)
+    if settings.calibrate:
+        plates = held_out.table["plate"].to_numpy()
+        sources = {name: calibrated(pipeline, held_out.control, plates) for name, pipeline in pipelines.items()}
     images = Images(
         control=held_out.control,
         real=held_out.real,
@@ -138,7 +142,14 @@ def run_study(
             f"{len(few)} compounds have fewer than 5 cells in the sample or the reference, so that their effects are "
             f"not known: {', '.join(few)}."
         )
-    return Study(results, held_out, evaluators, trajectories, _described(settings, held_out, pipelines))
+    described = {
+        **asdict(settings),
+        "cells": len(held_out.table),
+        "real cells to compare with": len(held_out.reference_table),
+        **{f"weights of {name}": weights_hash(pipeline.unet) for name, pipeline in pipelines.items()},
+        "cellfluxrl": __version__,
+    }
+    return Study(results, held_out, evaluators, trajectories, described)
 
 
 def write_study(
@@ -173,22 +184,9 @@ def write_study(
 
 def clear_study(folder: str | Path) -> None:
     """Remove what [`run_study`] has kept in a folder."""
-    for path in [path for name in ("pipeline", "against*", "measured") for path in Path(folder).glob(name)]:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _described(
-    settings: StudySettings, held_out: HeldOutCells, pipelines: Mapping[str, CellFluxPipeline]
-) -> dict[str, Any]:
-    described = asdict(settings) | {"cells": len(held_out.table)}
-    described |= {"real cells to compare with": len(held_out.reference_table)}
-    described |= {f"weights of {name}": weights_hash(pipeline.unet) for name, pipeline in pipelines.items()}
-    return described | {"cellfluxrl": __version__}
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Cells
-# --------------------------------------------------------------------------------------------------------------------
+    for pattern in ("pipeline", "against*", "measured"):
+        for path in list(Path(folder).glob(pattern)):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _shared_channels(
@@ -202,24 +200,25 @@ def _shared_channels(
         if sorted(pipeline.channel_names) != sorted(given):
             raise ValueError(f"the data set has the channels {given}, the pipeline {name!r} {pipeline.channel_names}")
     judge = evaluators.judge
-    for name, own in (("rewards", evaluators.suite.channel_names), ("judge", judge and judge.config.channel_names)):
-        if own and tuple(own) != wanted:
-            raise ValueError(f"the {name} have the channels {tuple(own)}, the pipeline {wanted}")
+    for name, names in (("rewards", evaluators.suite.channel_names), ("judge", judge and judge.config.channel_names)):
+        if names and tuple(names) != wanted:
+            raise ValueError(f"the {name} have the channels {tuple(names)}, the pipeline {wanted}")
     return wanted
 
 
-def _in_order(images: np.ndarray, own: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
-    if sorted(own) != sorted(wanted):
-        raise ValueError(f"the training cells have the channels {own}, the pipeline {wanted}")
-    return images[:, [own.index(channel) for channel in wanted]]
+def _in_order(images: np.ndarray, given: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
+    if sorted(given) != sorted(wanted):
+        raise ValueError(f"the training cells have the channels {given}, the pipeline {wanted}")
+    return images[:, [given.index(channel) for channel in wanted]]
 
 
 def _sample(cells: datasets.Dataset, settings: StudySettings, channels: Sequence[str]) -> HeldOutCells:
     held_out = sample_held_out(ControlTreatedPairs(cells), settings.num, settings.seed)
     if few := held_out.few():
         logger.warning("compounds with fewer than 5 cells, in the sample and to compare with: %s", ", ".join(few))
-    order = [channel_names_of(cells).index(channel) for channel in channels]
-    return replace(held_out, **{name: getattr(held_out, name)[:, order] for name in ("control", "real", "reference")})
+    given = channel_names_of(cells)
+    images = {name: getattr(held_out, name) for name in ("control", "real", "reference")}
+    return replace(held_out, **{name: _in_order(cells, given, channels) for name, cells in images.items()})
 
 
 def _check_before_generating(
@@ -236,18 +235,6 @@ def _check_before_generating(
         for compound in sorted(set(held_out.compound)) if pipeline.unet.config.condition_dim is not None else ():
             if compound not in known:
                 raise unknown_name(f"compound of the data set, to the pipeline {name!r}:", compound, known)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Generating and measuring
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _sources(pipeline: CellFluxPipeline, held_out: HeldOutCells, settings: StudySettings) -> np.ndarray:
-    """The controls that a pipeline starts from."""
-    if not settings.calibrate:
-        return held_out.control
-    return calibrated(pipeline, held_out.control, held_out.table["plate"].to_numpy())
 
 
 def _generate(
@@ -301,11 +288,11 @@ def _trajectories(
 def _kept_measurements(
     folder: Path, evaluators: Evaluators
 ) -> Callable[[np.ndarray, Sequence[str], Evaluators, str], Measurements]:
-    """[`measure_cells`], with a file for each set of cells that is read where it is of the same cells."""
-    by_what = evaluators.fingerprint()
+    """[`measure_cells`], with a file for each set of cells, which is read if it is of the same cells."""
+    fingerprint = evaluators.fingerprint()
 
     def measure(images: np.ndarray, moa: Sequence[str], evaluators: Evaluators, title: str) -> Measurements:
-        digest = hashlib.sha256(f"{_FILES} {__version__} {by_what} {list(moa)}".encode())
+        digest = hashlib.sha256(f"{_FILES} {__version__} {fingerprint} {list(moa)}".encode())
         digest.update(np.ascontiguousarray(images).data)
         path = folder / f"{hashlib.sha256(title.encode()).hexdigest()[:16]}.npz"
         found = Measurements.load(path, digest.hexdigest())

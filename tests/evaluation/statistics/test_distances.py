@@ -2,11 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cellfluxrl.evaluation.statistics.distances import (
-    frechet_infinity,
-    frechet_interval,
-    kernel_distance,
-)
+from cellfluxrl.evaluation.statistics.distances import frechet_infinity, kernel_distance
 from cellfluxrl.evaluation.statistics.metrics import frechet_distance
 
 
@@ -33,7 +29,7 @@ def test_the_frechet_distance_is_fid(random):
     metric = fid.FrechetInceptionDistance(Identity()).set_dtype(torch.float64)
     metric.update(torch.from_numpy(b), real=True)
     metric.update(torch.from_numpy(a), real=False)
-    assert frechet_interval(a, b).value == pytest.approx(float(metric.compute()), rel=1e-6)
+    assert frechet_distance(a, b) == pytest.approx(float(metric.compute()), rel=1e-6)
 
 
 @pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance`")
@@ -124,7 +120,7 @@ def test_too_few_rows_for_an_extrapolation_are_refused(random):
 def test_features_that_are_not_finite_are_refused(random):
     a = random.normal(size=(100, 3))
     holed = np.where(np.arange(100)[:, None] == 5, np.nan, a)
-    for distance in (kernel_distance, frechet_infinity, frechet_interval):
+    for distance in (kernel_distance, frechet_infinity, frechet_distance):
         with pytest.raises(ValueError, match="of the second set are not all finite"):
             distance(a, holed)
         with pytest.raises(ValueError, match=r"got \(100, 3\) and \(100, 2\)"):

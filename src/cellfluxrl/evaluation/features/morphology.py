@@ -38,11 +38,7 @@ _RANGE_TOLERANCE = 1e-4
 
 
 def morphology_feature_names(channel_names: Sequence[str]) -> tuple[str, ...]:
-    """Names of the columns of [`morphology_features`], as CellProfiler writes them: object, category, measure,
-    channel.
-
-    Args:
-        channel_names: Of the images, in order.
+    """Names of the columns of [`morphology_features`], as in CellProfiler: object, category, measure, channel.
 
     Example:
         >>> names = morphology_feature_names(["dna", "tubulin", "actin"])
@@ -68,11 +64,12 @@ def morphology_feature_names(channel_names: Sequence[str]) -> tuple[str, ...]:
 
 
 def morphology_features(images: torch.Tensor, masks: Masks | Segmenter) -> np.ndarray:
-    """Measure the largest nucleus of each crop and the cell around it.
+    """Measure the largest nucleus of each crop and the cell around it: `(N, F)` of [`morphology_feature_names`].
 
-    Categories and measures follow CellProfiler (Carpenter et al., 2006; Stirling et al., 2021) [1]_: area and shape,
+    Categories and measures follow CellProfiler (Carpenter et al., 2006; Stirling et al., 2021): area and shape,
     intensity, radial distribution, granularity, texture and correlation between channels. Lengths are in pixels and
-    intensities in [0, 1].
+    intensities in [0, 1]. NaN where a crop has no such object, and where the value is undefined: shares and
+    correlations of a channel without any light.
 
     The cell is the one that most of the nucleus lies in, the nucleus included. Its rings divide the way from the
     centre of the nucleus to the cell's edge: a pixel's place is d / (d + e), d its distance from the one and e from
@@ -82,24 +79,8 @@ def morphology_features(images: torch.Tensor, masks: Masks | Segmenter) -> np.nd
         images: `(N, C, H, W)`; in [-1, 1].
         masks: Labels of the nuclei and cells, or what finds them in these images.
 
-    Returns:
-        `(N, F)`, float64; the columns of [`morphology_feature_names`]. NaN where a crop has no such object, and where
-        the value is undefined: shares and correlations of a channel without any light.
-
     Raises:
         ValueError: If the images have another shape or range, or the labels do not belong to them.
-
-    References:
-        .. [1] https://cellprofiler-manual.s3.amazonaws.com/CellProfiler-4.2.6/index.html, "Measurement modules".
-
-    Example:
-        >>> from cellfluxrl.data.simulated import simulate_cells
-        >>> crops = simulate_cells(["DMSO", "DNA damage"], seed=1)
-        >>> images = torch.from_numpy(crops.image) / 127.5 - 1
-        >>> features = morphology_features(images, Masks(crops.nucleus_labels, crops.cell_labels))
-        >>> area = morphology_feature_names(["dna", "tubulin", "actin"]).index("Nucleus_AreaShape_Area")
-        >>> features.shape, features[:, area].tolist()
-        ((2, 173), [217.0, 282.0])
     """
     _check(images)
     if not isinstance(masks, Masks):
@@ -125,7 +106,7 @@ def _check(images: torch.Tensor) -> None:
 
 
 def _measure(images: torch.Tensor, nuclei: np.ndarray, cells: np.ndarray) -> np.ndarray:
-    """Return (N, F) features of a few images."""
+    """Features `(N, F)` of a few images."""
     count, channels = images.shape[:2]
     grey = to_unit(images.float()).cpu().numpy().reshape(count, channels, -1)
     bytes_last = np.ascontiguousarray(to_uint8(images).transpose(0, 2, 3, 1))
@@ -153,7 +134,7 @@ def _measure(images: torch.Tensor, nuclei: np.ndarray, cells: np.ndarray) -> np.
 
 
 def _largest(labels: np.ndarray, areas: np.ndarray) -> np.ndarray:
-    """Return (N, H, W) booleans: the object with the largest of its (N, K) `areas`; nothing if all are 0."""
+    """`(N, H, W)` booleans: the object with the largest of its (N, K) `areas`; nothing if all are 0."""
     chosen = np.pad(areas, ((0, 0), (1, 0))).argmax(axis=1)
     return (labels == chosen[:, None, None]) & (labels > 0)
 
@@ -164,24 +145,19 @@ def _per(total: np.ndarray, amount: np.ndarray) -> np.ndarray:
     return np.divide(total, amount, out=nothing, where=amount > 0)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Area and shape
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _coordinates(size: int) -> np.ndarray:
     return np.arange(size) - (size - 1) / 2  # from the middle of the image
 
 
 def _centroids(mask: np.ndarray) -> np.ndarray:
-    """Return (N, 2) rows and columns, from the middle of the image."""
+    """`(N, 2)` rows and columns, from the middle of the image."""
     _, height, width = mask.shape
     sums = [mask.sum(axis=2) @ _coordinates(height), mask.sum(axis=1) @ _coordinates(width)]
     return _per(np.stack(sums, axis=1), mask.sum(axis=(1, 2))[:, None].astype(np.float64))
 
 
 def _shape(mask: np.ndarray, to_edge: np.ndarray) -> np.ndarray:
-    """Return (N, 9) measures of the shape of one object an image, in the order of `SHAPE`."""
+    """`(N, 9)` measures of the shape of one object an image, in the order of `SHAPE`."""
     area = mask.sum(axis=(1, 2)).astype(np.float64)
     perimeter = object_perimeters(mask.astype(np.int32)).sum(axis=1)  # one label, or none in the whole batch
     perimeter = np.where(area > 0, perimeter, np.nan) if perimeter.size else np.full(len(mask), np.nan)
@@ -202,7 +178,7 @@ def _shape(mask: np.ndarray, to_edge: np.ndarray) -> np.ndarray:
 
 
 def _axes(mask: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the axes of the ellipses with the objects' second moments, as `skimage.measure.regionprops` does."""
+    """The axes of the ellipses with the objects' second moments, as `skimage.measure.regionprops` does."""
     y, x = _coordinates(mask.shape[1]), _coordinates(mask.shape[2])
     along_rows = mask @ x
     mean_y, mean_x = _centroids(mask).T
@@ -214,7 +190,7 @@ def _axes(mask: np.ndarray, area: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _extents(occupied: np.ndarray) -> np.ndarray:
-    """Return how many of (N, L) rows or columns lie between the first and the last that is occupied."""
+    """How many of `(N, L)` rows or columns lie between the first and the last that is occupied."""
     first, last = occupied.argmax(axis=1), occupied.shape[1] - occupied[:, ::-1].argmax(axis=1)
     return np.where(occupied.any(axis=1), last - first, 0)
 
@@ -234,26 +210,21 @@ def _convex_areas(mask: np.ndarray) -> np.ndarray:
 
 
 def _relations(nucleus: np.ndarray, cell: np.ndarray, centre: np.ndarray) -> np.ndarray:
-    """Return (N, 2): nucleus' share of the cell's area, distance of their centres in radii of a disc of that area."""
+    """`(N, 2)`: nucleus' share of the cell's area, distance of their centres in radii of a disc of that area."""
     area = cell.sum(axis=(1, 2)).astype(np.float64)
     offset = np.hypot(*(centre - _centroids(cell)).T)
     inside = (nucleus & cell).sum(axis=(1, 2)).astype(np.float64)
     return np.stack([_per(inside, area), _per(offset, np.sqrt(area / np.pi))], axis=1)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Intensity; `grey` is (N, C, H * W) in [0, 1], regions are (N, H, W) booleans
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def _means(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return the (N, C) mean in the region."""
+    """Mean of `grey`, `(N, C, H * W)` in [0, 1], in the `(N, H, W)` region: `(N, C)`."""
     flat = region.reshape(len(region), -1).astype(np.float64)
     return _per((grey @ flat[:, :, None])[..., 0], flat.sum(axis=1)[:, None])
 
 
 def _intensity(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return (N, C, 7) measures of intensity, in the order of `INTENSITY`."""
+    """`(N, C, 7)` measures of intensity, in the order of `INTENSITY`."""
     mean = _means(grey, region)
     std = np.sqrt(_means((grey - mean[..., None]) ** 2, region))
     edge = _means(grey, _inner_boundary(region))
@@ -261,7 +232,7 @@ def _intensity(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _inner_boundary(region: np.ndarray) -> np.ndarray:
-    """Pixels of the region beside the background, which outside of the image is."""
+    """Pixels of the region beside the background, which all outside of the image is."""
     padded = np.pad(region, ((0, 0), (1, 1), (1, 1)))
     beside = padded[:, 2:, 1:-1] & padded[:, :-2, 1:-1] & padded[:, 1:-1, 2:] & padded[:, 1:-1, :-2]
     return region & ~beside
@@ -284,7 +255,7 @@ def _quantiles(grey: np.ndarray, region: np.ndarray) -> Iterator[np.ndarray]:
 
 
 def _mass_displacement(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return (N, C) distances between the centre of the region and that of the light in it."""
+    """`(N, C)` distances between the centre of the region and that of the light in it."""
     count, height, width = region.shape
     light = grey.reshape(count, -1, height, width) * region[:, None]
     total = light.sum(axis=(2, 3), dtype=np.float64)
@@ -295,7 +266,7 @@ def _mass_displacement(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
 
 
 def _radial_distribution(grey: np.ndarray, centre: np.ndarray, to_edge: np.ndarray, cell: np.ndarray) -> np.ndarray:
-    """Return (N, C, RINGS): the share of the cell's intensity in each ring."""
+    """`(N, C, RINGS)`: the share of the cell's intensity in each ring."""
     count, height, width = cell.shape
     centre = np.nan_to_num(centre)  # without a nucleus there is no cell either
     rows = (_coordinates(height) - centre[:, :1])[:, :, None]
@@ -310,7 +281,7 @@ def _radial_distribution(grey: np.ndarray, centre: np.ndarray, to_edge: np.ndarr
 
 
 def _correlations(grey: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """Return (N, C (C - 1) / 2) Pearson correlations over the region's pixels, pairs in the order of combinations."""
+    """`(N, C (C - 1) / 2)` Pearson correlations over the region's pixels, pairs in the order of combinations."""
     flat = region.reshape(len(region), 1, -1)
     centred = np.where(flat, grey - np.nan_to_num(_means(grey, region))[..., None], 0.0)
     products = centred @ centred.transpose(0, 2, 1)

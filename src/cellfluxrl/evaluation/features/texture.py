@@ -17,23 +17,13 @@ LBP_NEIGHBOURS = 8
 
 
 def granularity(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share of a region's intensity that lies in bright structures of each size: a granulometry by openings.
+    """Share of a region's intensity in bright structures of each size `(N, C, 8)`, for radii of 1 to 8 px.
 
-    The share of radius r is what the opening with a disc of radius r removes and the one with r - 1 left. It is the
-    pattern spectrum of Maragos (1989), on which CellProfiler's granularity [1]_ is built; CellProfiler puts back
-    what is connected to the rest (opening by reconstruction), which takes far longer.
-
-    Args:
-        images: `(N, H, W, C)`; uint8.
-        mask: `(N, H, W)`; booleans, the region. Structures are found in the whole image.
-
-    Returns:
-        `(N, C, 8)`; for the radii 1 to 8 px. Images of 96 px or more are averaged down to between 48 and 96 px first,
-        so that the radii mean about the same; NaN where the region has no intensity.
-
-    References:
-        .. [1] D. McQuin et al., CellProfiler 3.0: next-generation image processing for biology, PLOS Biology 16,
-           e2005970 (2018).
+    The share of radius r is what the opening with a disc of radius r removes and the one with r - 1 left: the pattern
+    spectrum of Maragos (1989), on which CellProfiler's granularity is built; CellProfiler puts back what is connected
+    to the rest (opening by reconstruction), which takes far longer. Images are uint8 `(N, H, W, C)`, the region is
+    `(N, H, W)` booleans. Images of 96 px or more are averaged down to between 48 and 96 px first, so that the radii
+    mean about the same. NaN where the region has no intensity.
     """
     weights = mask[..., None].astype(np.float32)
     factor = min(images.shape[1:3]) // GRANULARITY_SIZE
@@ -47,25 +37,18 @@ def granularity(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
         # OpenCV drops the axis of a single channel.
         pixels = np.stack([o.reshape(height * width, channels) for o in opened]).astype(np.float32)
         left[n] = weights[n].ravel() @ pixels
-    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN, as the docstring says
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         shares = -np.diff(left, axis=1) / left[:, :1]
     return shares.transpose(0, 2, 1)
 
 
 def haralick(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Haralick's features of a region: from how often two grey levels are neighbours (Haralick et al., 1973).
+    """Haralick's features of a region `(N, C, 12)`: how often grey levels are neighbours (Haralick et al., 1973).
 
-    Pairs of pixels that both lie in the region count, in four directions and both orders; grey levels are 16 equal
-    parts of the range of 8 bits.
-
-    Args:
-        images: `(N, H, W, C)`; uint8.
-        mask: `(N, H, W)`; booleans, the region.
-
-    Returns:
-        `(N, C, 12)`; contrast, dissimilarity, homogeneity, angular second moment, correlation (as in
-        [`skimage.feature.graycoprops`]) and entropy in bits, of pixels 1 px apart and then 3 px apart; NaN where the
-        region has no pairs.
+    Contrast, dissimilarity, homogeneity, angular second moment, correlation (as in [`skimage.feature.graycoprops`])
+    and entropy in bits, of pixels 1 px apart and then 3 px apart. Pairs of pixels that both lie in the region count,
+    in four directions and both orders; grey levels are 16 equal parts of the range of 8 bits. Arguments as in
+    [`granularity`]; NaN where the region has no pairs.
     """
     count, _, _, channels = images.shape
     levels = np.where(mask[..., None], images // (256 // GRAY_LEVELS) + 1, 0).astype(np.uint8)
@@ -82,18 +65,12 @@ def haralick(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def local_binary_patterns(images: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Share of a region's pixels with each local binary pattern (Ojala et al., 2002): uniform, invariant to rotation.
+    """Share of a region's pixels with each local binary pattern `(N, C, 10)` (Ojala et al., 2002).
 
-    A pixel's pattern says how many of its 8 neighbours are at least as bright: 0 (a spot) to 8 (a hole, or flat), if
-    they are side by side; 9 is any other pattern. The neighbours are the pixels themselves:
-    [`skimage.feature.local_binary_pattern`] interpolates, and how it rounds decides between equals.
-
-    Args:
-        images: `(N, H, W, C)`; uint8; continued beyond the border by its last pixels.
-        mask: `(N, H, W)`; booleans, the region.
-
-    Returns:
-        `np.ndarray` of shape `(N, C, 10)`; NaN where the region is empty.
+    Uniform, invariant to rotation: a pattern says how many of the 8 neighbours are at least as bright, 0 (a spot) to 8
+    (a hole, or flat), if they are side by side; 9 is any other. The neighbours are the pixels themselves, beyond the
+    border its last ones: [`skimage.feature.local_binary_pattern`] interpolates, and how it rounds decides between
+    equals. Arguments as in [`granularity`]; NaN where the region is empty.
     """
     count, height, width, channels = images.shape
     framed = np.pad(images.transpose(0, 3, 1, 2), ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
@@ -16,15 +18,7 @@ from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW
 from cellfluxrl.evaluation.evaluate import GroupRow, Images, Results
 from cellfluxrl.evaluation.statistics.intervals import Interval
 from cellfluxrl.evaluation.statistics.strata import rows_by_group
-from cellfluxrl.figures import (
-    COLORS,
-    DOTS_PER_INCH,
-    MARKERS,
-    TEXT_COLOR,
-    image_grid,
-    outlined,
-    styled,
-)
+from cellfluxrl.figures import COLORS, DOTS_PER_INCH, MARKERS, TEXT_COLOR, image_grid, outlined, styled
 from cellfluxrl.rewards.suite import RewardSuite
 
 PANELS_PER_LINE = 4
@@ -40,17 +34,39 @@ def _errors(intervals: Sequence[Interval]) -> tuple[np.ndarray, np.ndarray]:
     return values, np.nan_to_num(np.stack([values - low, high - values])).clip(min=0)
 
 
+def _panels(titles: Sequence[str], size: tuple[float, float], per_line: int, *, sharey: bool = False) -> list[Axes]:
+    """One panel for each title, in a figure of this size in inches."""
+    figure = Figure(figsize=size, layout="constrained", dpi=DOTS_PER_INCH)
+    panels = figure.subplots(-(-len(titles) // per_line), per_line, sharey=sharey, squeeze=False).ravel().tolist()
+    for axes in panels[len(titles) :]:
+        axes.remove()
+    for axes, title in zip(panels, titles, strict=False):
+        styled(axes).set_title(title, fontsize=9, color=TEXT_COLOR)
+    return panels[: len(titles)]
+
+
+def _save(panels: Sequence[Axes], path: Path, *, legend: bool = False) -> None:
+    figure = panels[0].figure
+    if legend:
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
+    figure.savefig(path)
+
+
+def _name_lines(axes: Axes, names: Sequence[str]) -> None:
+    """One line for each name from top to bottom."""
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
+    axes.set_yticklabels(names, fontsize=8)
+
+
 def draw_measures(path: Path, rows: Mapping[str, Mapping[str, Interval]], columns: Sequence[str]) -> None:
     """One panel for each column: every row with its 95 % interval, and the real cells' as a band."""
     columns = [c for c in columns if any(np.isfinite(row[c].value) for row in rows.values() if c in row)]
-    lines, names = -(-len(columns) // PANELS_PER_LINE), list(rows)
-    width = min(PANELS_PER_LINE, len(columns))
-    figure = Figure(
-        figsize=(2.9 * width, (0.75 + 0.24 * len(rows)) * lines + 0.2), layout="constrained", dpi=DOTS_PER_INCH
-    )
-    for k, column in enumerate(columns):
-        axes = styled(figure.add_subplot(lines, width, k + 1))
-        axes.set_title(column, fontsize=9, color=TEXT_COLOR)
+    width, names = min(PANELS_PER_LINE, len(columns)), list(rows)
+    size = (2.9 * width, (0.75 + 0.24 * len(rows)) * -(-len(columns) // width) + 0.2)
+    panels = _panels(columns, size, width)
+    for k, (axes, column) in enumerate(zip(panels, columns, strict=True)):
         real = rows[REAL_ROW].get(column, Interval(np.nan))
         if np.isfinite(real.low):
             axes.axvspan(real.low, real.high, color="#888888", alpha=0.2, linewidth=0)
@@ -60,55 +76,44 @@ def draw_measures(path: Path, rows: Mapping[str, Mapping[str, Interval]], column
                 axes.errorbar(values, [place], xerr=errors, color=color, marker="o", markersize=4, capsize=2)
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
         axes.grid(visible=False, axis="y")
-        axes.set_ylim(len(names) - 0.5, -0.5)
-        axes.yaxis.set_major_locator(FixedLocator(range(len(names))))
-        axes.set_yticklabels(names if k % width == 0 else [""] * len(names), fontsize=8)
-    figure.savefig(path)
+        _name_lines(axes, names if k % width == 0 else [""] * len(names))
+    _save(panels, path)
 
 
 def draw_groups(path: Path, groups: Mapping[str, Mapping[str, GroupRow]], columns: Sequence[str]) -> None:
     """Columns of each mechanism or compound, with the number of cells beside its name, one colour for each row."""
-    names = list(next(iter(groups.values())))
-    figure = Figure(
-        figsize=(3.1 * len(columns) + 1.8, 0.27 * len(names) + 1.1), layout="constrained", dpi=DOTS_PER_INCH
-    )
-    every = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-    for axes, column in zip(every, columns, strict=True):
-        styled(axes).set_title(column, fontsize=9, color=TEXT_COLOR)
+    first = next(iter(groups.values()))
+    size = (3.1 * len(columns) + 1.8, 0.27 * len(first) + 1.1)
+    panels = _panels(columns, size, len(columns), sharey=True)
+    for axes, column in zip(panels, columns, strict=True):
         for k, (row, color, marker) in enumerate(
             zip(groups, itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False)
         ):
-            values, errors = _errors([groups[row][name].values[column] for name in names])
-            places = np.arange(len(names)) + (k - (len(groups) - 1) / 2) * 0.7 / len(groups)
+            values, errors = _errors([groups[row][name].values[column] for name in first])
+            places = np.arange(len(first)) + (k - (len(groups) - 1) / 2) * 0.7 / len(groups)
             axes.errorbar(values, places, xerr=errors, fmt=marker, color=color, markersize=3, linewidth=0.9, label=row)
         axes.grid(axis="x", color="#e6e6e6", linewidth=0.8)
-    first = next(iter(groups.values()))
-    every[0].set_ylim(len(names) - 0.5, -0.5)
-    every[0].yaxis.set_major_locator(FixedLocator(range(len(names))))
-    every[0].set_yticklabels([f"{n}  ({first[n].count}, {first[n].reference})" for n in names], fontsize=8)
-    handles, labels = every[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
-    figure.savefig(path)
+    _name_lines(panels[0], [f"{name}  ({group.count}, {group.reference})" for name, group in first.items()])
+    _save(panels, path, legend=True)
 
 
 def draw_effects(path: Path, results: Results) -> None:
     """Effects of every compound on every feature, against the real ones."""
     effects, rows = results.effects, [*results.models, REAL_ROW]
-    figure = Figure(figsize=(3.1 * len(rows), 3.3), layout="constrained", dpi=DOTS_PER_INCH)
+    names = {REAL_ROW: "other half of the real cells"}
+    titles = [f"{names.get(row, row)}\nr = {effects.agreement[row].pearson.value:.2f}" for row in rows]
+    panels = _panels(titles, (3.1 * len(rows), 3.3), len(rows))
     known = effects.reference[np.isfinite(effects.reference)]
     limit = float(np.quantile(np.abs(known), 0.99)) * 1.1 if len(known) else 1.0
-    for k, row in enumerate(rows):
-        axes = styled(figure.add_subplot(1, len(rows), k + 1))
-        axes.scatter(effects.reference, effects.rows[row], s=4, color=COLORS[k % len(COLORS)], alpha=0.25, linewidth=0)
+    for axes, row, color in zip(panels, rows, itertools.cycle(COLORS), strict=False):
+        axes.scatter(effects.reference, effects.rows[row], s=4, color=color, alpha=0.25, linewidth=0)
         axes.plot([-limit, limit], [-limit, limit], color="#555555", linewidth=0.8)
         axes.set_xlim(-limit, limit)
         axes.set_ylim(-limit, limit)
         axes.set_aspect("equal")
-        name = "other half of the real cells" if row == REAL_ROW else row
-        axes.set_title(f"{name}\nr = {effects.agreement[row].pearson.value:.2f}", fontsize=9, color=TEXT_COLOR)
         axes.set_xlabel("real effect")
-        axes.set_ylabel("effect" if k == 0 else "")
-    figure.savefig(path)
+    panels[0].set_ylabel("effect")
+    _save(panels, path)
 
 
 def draw_best_of_n(path: Path, results: Results) -> None:
@@ -119,10 +124,8 @@ def draw_best_of_n(path: Path, results: Results) -> None:
         for selection, values in by_selection.items()
     }
     columns = list(next(iter(next(iter(curves.values())).values())))
-    figure = Figure(figsize=(3.1 * len(columns), 3.0), layout="constrained", dpi=DOTS_PER_INCH)
-    for k, column in enumerate(columns):
-        axes = styled(figure.add_subplot(1, len(columns), k + 1))
-        axes.set_title(column, fontsize=9, color=TEXT_COLOR)
+    panels = _panels(columns, (3.1 * len(columns), 3.0), len(columns))
+    for axes, column in zip(panels, columns, strict=True):
         for (name, curve), color, marker in zip(
             curves.items(), itertools.cycle(COLORS), itertools.cycle(MARKERS), strict=False
         ):
@@ -131,15 +134,13 @@ def draw_best_of_n(path: Path, results: Results) -> None:
                 list(curve), values, yerr=errors, color=color, marker=marker, capsize=2, markersize=4, label=name
             )
         real = results.rows[REAL_ROW][column]
-        axes.axhspan(real.low, real.high, color="#888888", alpha=0.25, linewidth=0, label="real treated")
+        axes.axhspan(real.low, real.high, color="#888888", alpha=0.25, linewidth=0, label=REAL_ROW)
         axes.set_xscale("log", base=2)
         axes.xaxis.set_major_locator(FixedLocator(list(curve)))
         axes.xaxis.set_minor_locator(NullLocator())
         axes.xaxis.set_major_formatter(ScalarFormatter())
         axes.set_xlabel("N candidates")
-    handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper left", ncols=len(labels), frameon=False, fontsize=8)
-    figure.savefig(path)
+    _save(panels, path, legend=True)
 
 
 def _sets(images: Images) -> dict[str, np.ndarray]:
@@ -197,26 +198,25 @@ def draw_all(
 ) -> dict[str, Path]:
     """Draw everything; cells in colour only where there are three channels."""
     folder.mkdir(parents=True, exist_ok=True)
-    paths = {name: folder / f"{name}.png" for name in ("measures", "by_moa", "by_compound", "effects")}
-    draw_measures(paths["measures"], results.rows, list(results.columns))
-    judged = [
-        c for c in ("accuracy_judge", "accuracy_rewards", "combined", "kernel") if c in results.rows[CONTROL_ROW]
-    ]
-    draw_groups(paths["by_moa"], results.by_moa, judged)
-    draw_groups(paths["by_compound"], results.by_compound, judged)
-    draw_effects(paths["effects"], results)
+    paths: dict[str, Path] = {}
+
+    def draw(name: str, function: Callable[..., None], *args: Any, file: str = "") -> None:
+        paths[name] = folder / f"{file or name}.png"
+        function(paths[name], *args)
+
+    draw("measures", draw_measures, results.rows, list(results.columns))
+    columns = ("accuracy_judge", "accuracy_rewards", "combined", "kernel")
+    columns = [column for column in columns if column in results.rows[CONTROL_ROW]]
+    draw("by_moa", draw_groups, results.by_moa, columns)
+    draw("by_compound", draw_groups, results.by_compound, columns)
+    draw("effects", draw_effects, results)
     if results.best_of_n:
-        paths["best_of_n"] = folder / "best_of_n.png"
-        draw_best_of_n(paths["best_of_n"], results)
+        draw("best_of_n", draw_best_of_n, results)
     if results.images.control.shape[1] == 3:
-        paths["cells"] = folder / "cells.png"
-        draw_cells(paths["cells"], results.images, suite)
-        paths["grid"] = folder / "grid.png"
-        draw_grid(paths["grid"], results)
+        draw("cells", draw_cells, results.images, suite)
+        draw("grid", draw_grid, results)
         for k, model in enumerate(results.models):
-            paths[f"failures {model}"] = folder / f"failures_{k}.png"
-            draw_failures(paths[f"failures {model}"], results, model, suite)
+            draw(f"failures {model}", draw_failures, results, model, suite, file=f"failures_{k}")
             if model in trajectories:
-                paths[f"trajectories {model}"] = folder / f"trajectories_{k}.png"
-                draw_trajectories(paths[f"trajectories {model}"], *trajectories[model])
+                draw(f"trajectories {model}", draw_trajectories, *trajectories[model], file=f"trajectories_{k}")
     return paths

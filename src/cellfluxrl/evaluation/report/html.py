@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from typing import Any, TypeAlias
 
 from jinja2 import Environment, StrictUndefined
 from PIL import Image
@@ -18,15 +19,13 @@ from cellfluxrl.files import write_whole
 MISSING = "–"
 MAX_DECIMALS = 4
 DECIMALS_WITHOUT_ERROR = 3
+Cell: TypeAlias = Interval | float | tuple[str, str]
 
 
 def format_interval(interval: Interval) -> tuple[str, str]:
-    """Write a value and its 95 % interval, with the digits that its standard error leaves meaningful.
+    """Write a value and `"[low, high]"`, with the digits that the standard error leaves meaningful.
 
     That is one significant digit of the error, or two if the first is a 1, which is where one digit would round most.
-
-    Returns:
-        The value and `"[low, high]"`, which is empty if the interval is not known.
 
     Example:
         >>> format_interval(Interval(0.91234, 0.9043, 0.9203, 0.0041))
@@ -55,50 +54,28 @@ def _rounded(value: float, decimals: int) -> str:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a [`Section`].
+    """A table of a [`Section`]: by the row's name, a cell for each column.
 
-    Args:
-        caption: What it shows.
-        columns: Headers, without that of the rows' names.
-        rows: By the row's name, a value and what stands below it, for each column.
-        reference: The row that is marked as what to compare with.
+    A cell is an [`Interval`], a number, or a text and what stands below it.
     """
 
     caption: str
-    columns: Sequence[str]
-    rows: Mapping[str, Sequence[tuple[str, str]]]
-    reference: str = ""
+    columns: Sequence[str]  # headers, without that of the rows' names
+    rows: Mapping[str, Sequence[Cell]]
+    reference: str = ""  # the row that is marked as what to compare with
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
-
-    Args:
-        title: The heading.
-        paragraphs: Text.
-        findings: Sentences in a list; what stands before `" | "` is set in bold.
-        tables: Tables.
-        notes: Terms and what they mean.
-        pictures: Caption and PNG file of each picture; the caption is also what a screen reader says in place of it.
-        folded: Whether readers open it themselves.
-    """
+    """A part of a report."""
 
     title: str
     paragraphs: Sequence[str] = ()
-    findings: Sequence[str] = ()
+    findings: Sequence[str] = ()  # sentences in a list; what stands before " | " is set in bold
     tables: Sequence[Table] = ()
-    notes: Mapping[str, str] = field(default_factory=dict)
-    pictures: Sequence[tuple[str, Path]] = ()
-    folded: bool = False
-
-
-@dataclass(frozen=True)
-class _Picture:
-    caption: str
-    data_uri: str
-    width: int  # px
-    height: int
+    notes: Mapping[str, str] = field(default_factory=dict)  # terms and what they mean
+    pictures: Sequence[tuple[str, Path]] = ()  # captions, which screen readers say too, and PNG files
+    folded: bool = False  # whether readers open it themselves
 
 
 def write_report(
@@ -108,38 +85,17 @@ def write_report(
     sections: Sequence[Section],
     settings: Mapping[str, object],
 ) -> None:
-    """Write findings, sections and settings as one HTML file that needs nothing else.
+    """Write findings, sections and the settings of the run as one HTML file that needs nothing else.
 
     Pictures and styles are inside the file, and its content security policy forbids the browser to load anything. It
     is readable on a phone, on paper and in dark mode. No value is highlighted as the best one, because the highest
     reward is not: tables mark the row to compare with instead.
-
-    Args:
-        path: Of the HTML file.
-        title: The heading.
-        findings: What came out, in plain sentences.
-        sections: The parts, in order.
-        settings: What is needed to run it again.
-
-    Raises:
-        ValueError: If a row of a table has another number of cells than there are columns.
-        PIL.UnidentifiedImageError: If a picture is not a PNG file.
-
-    Example:
-        >>> table = Table("95 % intervals", ["moa"], {"real": [("0.912", "[0.904, 0.920]")]}, reference="real")
-        >>> write_report("report.html", "Mine", ["RL helps."], [Section("Rewards", tables=[table])], {"seed": 0})
-        ... # doctest: +SKIP
     """
-    for table in (table for section in sections for table in section.tables):
-        for name, row in table.rows.items():
-            if len(row) != len(table.columns):
-                raise ValueError(
-                    f"row {name!r} of the table {table.caption!r} has {len(row)} cells, not {len(table.columns)}"
-                )
     shown = [
         {
             **vars(section),
             "findings": [finding.rpartition(" | ")[::2] for finding in section.findings],
+            "tables": [{**vars(table), "rows": _texts(table)} for table in section.tables],
             "pictures": [_embed(caption, picture) for caption, picture in section.pictures],
         }
         for section in sections
@@ -150,8 +106,29 @@ def write_report(
     write_whole(path, lambda partial: partial.write_text(html, encoding="utf-8"))
 
 
-def _embed(caption: str, path: Path) -> _Picture:
+def _texts(table: Table) -> dict[str, list[tuple[str, str]]]:
+    """The rows of a table as texts."""
+    for name, row in table.rows.items():
+        if len(row) != len(table.columns):
+            raise ValueError(
+                f"row {name!r} of the table {table.caption!r} has {len(row)} cells, not {len(table.columns)}"
+            )
+    return {name: [_text(cell) for cell in row] for name, row in table.rows.items()}
+
+
+def _text(cell: Cell) -> tuple[str, str]:
+    if isinstance(cell, Interval):
+        return format_interval(cell)
+    if isinstance(cell, tuple):
+        return cell
+    if isinstance(cell, int):
+        return str(cell), ""
+    return (MISSING if math.isnan(cell) else f"{cell:.2g}"), ""
+
+
+def _embed(caption: str, path: Path) -> dict[str, Any]:
+    """A picture as the template takes it, sizes in px."""
     with Image.open(path, formats=["PNG"]) as image:
         width, height = image.size
     encoded = base64.b64encode(Path(path).read_bytes()).decode("ascii")
-    return _Picture(caption, f"data:image/png;base64,{encoded}", width, height)
+    return {"caption": caption, "data_uri": f"data:image/png;base64,{encoded}", "width": width, "height": height}

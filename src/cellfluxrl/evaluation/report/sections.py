@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ from cellfluxrl.evaluation.columns import CONTROL_ROW, REAL_ROW
 from cellfluxrl.evaluation.evaluate import GroupRow, Results
 from cellfluxrl.evaluation.report.html import MISSING, Section, Table, format_interval, write_report
 from cellfluxrl.evaluation.statistics.intervals import Interval
-from cellfluxrl.evaluation.statistics.paired import PairedTest
 
 INTERVALS = "Each value with its 95 % interval below it. A dash means not measured."
 COLUMNS_AT_ONCE = 9
@@ -27,10 +27,11 @@ def findings(results: Results) -> list[str]:
         "Everything else was never optimised."
     ]
     for model in (model for model in results.models if model not in results.chosen):
-        own = [c for c in results.claims if c.model == model and not c.against and not c.optimised]
-        failed = [c.column for c in own if c.verdict == FAILS]
+        claims = [c for c in results.claims if c.model == model and not c.against and not c.optimised]
+        held = sum(c.verdict == HOLDS for c in claims)
+        failed = [c.column for c in claims if c.verdict == FAILS]
         sentences.append(
-            f"{model}: of {len(own)} claims on held-out evidence {sum(c.verdict == HOLDS for c in own)} hold and "
+            f"{model}: of {len(claims)} claims on held-out evidence {held} hold and "
             f"{len(failed)} fail{' (' + ', '.join(failed) + ')' if failed else ''}; the others are open."
         )
     for ours, theirs in results.paired:
@@ -43,11 +44,12 @@ def _gains(results: Results, ours: str, theirs: str) -> list[str]:
     """Which gains of one model over another hold."""
     sentences = []
     for optimised, kind in ((True, "what may have been optimised"), (False, "held-out evidence")):
-        own = [c for c in results.claims if (c.model, c.against, c.optimised) == (ours, theirs, optimised)]
-        better, worse = ([c.column for c in own if c.verdict == verdict] for verdict in (HOLDS, FAILS))
+        claims = [c for c in results.claims if (c.model, c.against, c.optimised) == (ours, theirs, optimised)]
+        better, worse = ([c.column for c in claims if c.verdict == verdict] for verdict in (HOLDS, FAILS))
+        open_claims = len(claims) - len(better) - len(worse)
         sentences.append(
             f"{ours} against {theirs}, on {kind}: better in {', '.join(better) or 'nothing'}; worse in "
-            f"{', '.join(worse) or 'nothing'}; no difference shown in the other {len(own) - len(better) - len(worse)}."
+            f"{', '.join(worse) or 'nothing'}; no difference shown in the other {open_claims}."
         )
     return sentences
 
@@ -86,39 +88,32 @@ def _evidence_sections(results: Results) -> list[Section]:
     ]
     first = results.models[0]
     for model, claims in every.items():
-        sections.append(_claims_section(f"Claims about {model}", list(claims.values()), folded=model != first))
+        sections.append(_claims_section(f"Claims about {model}", claims.values(), folded=model != first))
     for ours, theirs in results.paired:
         if theirs in results.models:
-            own = [c for c in results.claims if (c.model, c.against) == (ours, theirs)]
+            gains = [c for c in results.claims if (c.model, c.against) == (ours, theirs)]
             folded = (ours, theirs) != (first, results.models[1])
-            sections.append(_claims_section(f"Gains of {ours} over {theirs}", own, folded))
+            sections.append(_claims_section(f"Gains of {ours} over {theirs}", gains, folded=folded))
     return sections
 
 
-def _claims_section(title: str, claims: Sequence[Claim], folded: bool) -> Section:
+def _claims_section(title: str, claims: Iterable[Claim], *, folded: bool) -> Section:
     lines = [f"{'Optimised' if c.optimised else 'Held out'}, {c.verdict}. | {c.text}" for c in claims]
     return Section(title, findings=lines, folded=folded)
-
-
-def _rows_table(results: Results, columns: Sequence[str], caption: str) -> Table:
-    rows = {
-        name: [format_interval(values.get(column, Interval(float("nan")))) for column in columns]
-        for name, values in results.rows.items()
-    }
-    return Table(caption, columns, rows, REAL_ROW)
 
 
 def _measurements_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     tables = []
     for optimised, kind in ((True, "May have been optimised."), (False, "Never optimised.")):
         names = [name for name, column in results.columns.items() if column.optimised is optimised]
-        for part in np.array_split(names, -(-len(names) // COLUMNS_AT_ONCE)):
-            tables.append(_rows_table(results, part.tolist(), f"{kind} {INTERVALS}"))
+        for columns in np.array_split(names, -(-len(names) // COLUMNS_AT_ONCE)):
+            rows = {name: [row.get(c, Interval(math.nan)) for c in columns] for name, row in results.rows.items()}
+            tables.append(Table(f"{kind} {INTERVALS}", columns.tolist(), rows, REAL_ROW))
     return Section(
         "Measurements",
         paragraphs=[
             f"The row “{REAL_ROW}” is the other half of the real cells: what a perfect model reaches with as many "
-            f"cells. The row “{CONTROL_ROW}” is no model at all. Reward above the real cells' is over-optimisation."
+            f"cells. The row “{CONTROL_ROW}” is not a model at all. Reward above the real cells' is over-optimisation."
         ],
         tables=tables,
         notes={f"{name} ({c.better})": c.note for name, c in results.columns.items()},
@@ -127,11 +122,6 @@ def _measurements_section(results: Results, pictures: Mapping[str, Path]) -> Sec
 
 
 def _paired_section(results: Results) -> Section:
-    def cells(test: PairedTest) -> list[tuple[str, str]]:
-        p = MISSING if test.count == 0 else f"{test.p_value:.2g}"
-        adjusted = MISSING if test.count == 0 else f"{test.adjusted:.2g}"
-        return [format_interval(test.difference), (p, ""), (adjusted, ""), (str(test.count), "")]
-
     return Section(
         "Paired comparisons",
         paragraphs=[
@@ -143,7 +133,7 @@ def _paired_section(results: Results) -> Section:
             Table(
                 f"{ours} minus {theirs}",
                 ["difference", "p", "p, corrected", "pairs"],
-                {name: cells(test) for name, test in tests.items()},
+                {name: [t.difference, t.p_value, t.adjusted, t.count] for name, t in tests.items()},
             )
             for (ours, theirs), tests in results.paired.items()
         ],
@@ -156,12 +146,9 @@ def _groups_section(
 ) -> Section:
     tables = []
     for row in [*models, REAL_ROW]:
-        own = groups[row]
-        columns = list(next(iter(own.values())).values)
-        lines = {
-            name: [(str(g.count), ""), (str(g.reference), ""), *(format_interval(g.values[c]) for c in columns)]
-            for name, g in own.items()
-        }
+        by_group = groups[row]
+        columns = list(next(iter(by_group.values())).values)
+        lines = {name: [g.count, g.reference, *(g.values[c] for c in columns)] for name, g in by_group.items()}
         tables.append(Table(f"{row}. {INTERVALS}", ["cells", "real cells", *columns], lines))
     caption = f"{title}: 95 % intervals; beside the names the numbers of cells, and of real ones to compare with"
     return Section(title, tables=tables, pictures=[(caption, picture)], folded=True)
@@ -169,13 +156,10 @@ def _groups_section(
 
 def _effects_section(results: Results, pictures: Mapping[str, Path]) -> Section:
     lines = {
-        name: [
-            *(format_interval(i) for i in (a.pearson, a.spearman, a.same_sign, a.slope)),
-            (str(a.pairs), ""),
-            (str(a.clear_pairs), ""),
-        ]
+        name: [a.pearson, a.spearman, a.same_sign, a.slope, a.pairs, a.clear_pairs]
         for name, a in results.effects.agreement.items()
     }
+    columns = ["Pearson", "Spearman", "same sign", "slope", "pairs", "clear ones"]
     count = len(results.effects.features)
     return Section(
         "Effects of compounds on morphology",
@@ -184,29 +168,17 @@ def _effects_section(results: Results, pictures: Mapping[str, Path]) -> Section:
             f"features in the manner of CellProfiler. The row “{REAL_ROW}”, half of the real cells against the other "
             "half, is the ceiling that the noise of so many cells allows."
         ],
-        tables=[
-            Table(
-                f"Agreement with the real effects. {INTERVALS}",
-                ["Pearson", "Spearman", "same sign", "slope", "pairs", "clear ones"],
-                lines,
-                REAL_ROW,
-            )
-        ],
+        tables=[Table(f"Agreement with the real effects. {INTERVALS}", columns, lines, REAL_ROW)],
         pictures=[("Each dot is a compound and a feature", pictures["effects"])],
     )
 
 
 def _memorisation_section(results: Results) -> Section:
     lines = {
-        name: [
-            *(
-                format_interval(i)
-                for i in (m.copies, m.distance_ratio, m.nearer_to_training, m.nearer_to_training_real)
-            ),
-            (f"{m.p_value:.2g}", ""),
-        ]
+        name: [m.copies, m.distance_ratio, m.nearer_to_training, m.nearer_to_training_real, m.p_value]
         for name, m in results.memorisation.items()
     }
+    columns = ["copies", "distance ratio", "nearer to training", "the same, real cells", "p"]
     first = next(iter(results.memorisation.values()))
     return Section(
         "Memorised training cells",
@@ -215,14 +187,7 @@ def _memorisation_section(results: Results) -> Section:
             f"{results.evaluators['features']}. A copy sticks to one training cell as only 1 % of new real cells do; "
             "p is that of as many copies by chance."
         ],
-        tables=[
-            Table(
-                INTERVALS,
-                ["copies", "distance ratio", "nearer to training", "the same, real cells", "p"],
-                lines,
-                REAL_ROW,
-            )
-        ],
+        tables=[Table(INTERVALS, columns, lines, REAL_ROW)],
     )
 
 
@@ -237,8 +202,8 @@ def _pictures_sections(results: Results, pictures: Mapping[str, Path]) -> list[S
         details[f"trajectories {model}"] = f"{model}: from the control with source noise to the treated cell"
         details[f"failures {model}"] = f"{model}: the cells with the lowest combined reward, outlined"
     sections = []
-    for title, own, folded in (("Cells", captions, False), ("Trajectories and failures", details, True)):
-        shown = [(caption, pictures[name]) for name, caption in own.items() if name in pictures]
+    for title, every, folded in (("Cells", captions, False), ("Trajectories and failures", details, True)):
+        shown = [(caption, pictures[name]) for name, caption in every.items() if name in pictures]
         if shown:
             sections.append(Section(title, pictures=shown, folded=folded))
     return sections
@@ -252,16 +217,7 @@ def write_evaluation_report(
     settings: Mapping[str, Any],
     more: Sequence[Section] = (),
 ) -> None:
-    """Write `report.html`.
-
-    Args:
-        path: Of the HTML file.
-        title: The heading.
-        results: What came out.
-        pictures: As [`draw_all`] returns them.
-        settings: What is needed to run it again.
-        more: Further sections, before the details.
-    """
+    """Write `report.html` with the pictures of [`draw_all`], and further sections before the details."""
     sections = [*_evidence_sections(results), _measurements_section(results, pictures)]
     if results.best_of_n:
         caption = "The best, and the matched, of N candidates; the band is that of real cells"

@@ -17,7 +17,7 @@ def summary(results: Results) -> str:
         for name, row in results.rows.items()
     }
     claims = {
-        model: {column: claim.verdict for column, claim in own.items()} for model, own in verdicts(results).items()
+        model: {column: claim.verdict for column, claim in found.items()} for model, found in verdicts(results).items()
     }
     sentences = "\n".join(f"- {sentence}" for sentence in findings(results))
     return "\n\n".join([_table("", rows, list(results.columns)), _table("claims", claims), sentences])

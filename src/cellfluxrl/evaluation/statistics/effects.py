@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from scipy.stats import pearsonr, spearmanr
@@ -27,11 +29,6 @@ def _centre_and_scale(control: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return centre, np.where((counts >= MINIMUM_CELLS) & (scale > 0), scale, np.nan)
 
 
-def _effect_sizes(treated: np.ndarray, centre: np.ndarray, scale: np.ndarray) -> np.ndarray:
-    known = np.isfinite(treated).sum(axis=0) >= MINIMUM_CELLS
-    return np.where(known, (_medians(treated) - centre) / scale, np.nan)
-
-
 def _medians(values: np.ndarray) -> np.ndarray:
     """Median of each column without its NaN; np.nanmedian goes through the columns one by one."""
     ordered, counts = np.sort(values, axis=0), (~np.isnan(values)).sum(axis=0)  # sorted, NaN come last
@@ -47,36 +44,19 @@ def _medians(values: np.ndarray) -> np.ndarray:
 def effects_by_group(
     features: np.ndarray, groups: Sequence[Hashable], control: np.ndarray, order: Sequence[Hashable]
 ) -> np.ndarray:
-    """Robust standardised difference between the cells of each compound and control cells, of each feature.
+    """Robust standardised difference of each of F features between the cells of K compounds and controls, `(K, F)`.
 
     (median of treated - median of control) / (1.4826 MAD of control): the robust z-score of image-based profiling
-    [1]_, in standard deviations of normal data. Where the median absolute deviation is 0, as of counts that are the
-    same in most cells, 1.2533 times the mean absolute deviation from the median takes its place (the modified z-score
-    of Iglewicz and Hoaglin [2]_).
+    (Caicedo et al., Nature Methods 14, 849, 2017), in standard deviations of normal data. Where the median absolute
+    deviation is 0, as of counts that are the same in most cells, 1.2533 times the mean absolute deviation from the
+    median takes its place (the modified z-score of Iglewicz and Hoaglin, 1993). NaN where fewer than five treated
+    or control cells have a value, or all of the control's are the same.
 
     Args:
         features: `(N, F)`; of treated cells, real or generated; NaN counts as missing.
-        groups: The compound of each, or another group of cells.
-        control: `(M, F)`; of control cells. To compare real and generated effects, give both the same ones: then both
-            have one unit.
+        groups: The compound of each.
+        control: `(M, F)`; the same ones for real and generated effects, which then have one unit.
         order: The compounds to return, in order.
-
-    Returns:
-        `(K, F)`; NaN where fewer than five treated or control cells have a value, or all of the control's are the
-        same.
-
-    Raises:
-        ValueError: If the shapes do not fit, or a compound in `order` has no cells.
-
-    References:
-        .. [1] J. Caicedo et al., Data-analysis strategies for image-based cell profiling, Nature Methods 14, 849
-           (2017).
-        .. [2] B. Iglewicz, D. Hoaglin, How to Detect and Handle Outliers, ASQC Quality Press (1993).
-
-    Example:
-        >>> control = np.random.default_rng(0).normal(size=(10_000, 1))
-        >>> effects_by_group(control * 3 + 2, ["taxol"] * 10_000, control, ["taxol"]).round(1)
-        array([[2.]])
     """
     if features.ndim != 2 or control.ndim != 2 or features.shape[1] != control.shape[1]:
         raise ValueError(
@@ -89,49 +69,31 @@ def effects_by_group(
         if group not in rows:
             raise unknown_name("group", group, map(str, rows))
     centre, scale = _centre_and_scale(control)
-    return np.stack([_effect_sizes(features[rows[group]], centre, scale) for group in order])
+    effects = []
+    for group in order:
+        treated = features[rows[group]]
+        known = np.isfinite(treated).sum(axis=0) >= MINIMUM_CELLS
+        effects.append(np.where(known, (_medians(treated) - centre) / scale, np.nan))
+    return np.stack(effects)
 
 
 @dataclass(frozen=True)
 class EffectAgreement:
-    """Agreement of generated with real effects over all pairs of a compound and a feature.
-
-    Args:
-        pearson, spearman: Correlations.
-        same_sign: Share with the right direction, of those whose real effect is at least 0.5 control standard
-            deviations; 0.5 is chance.
-        slope: Median of generated / real effect over the same pairs: the slope of a line through the origin, which no
-            single feature decides. Below 1 the effects are too weak.
-        pairs, clear_pairs: How many pairs have both effects, and how many of those are clear ones.
-    """
+    """Agreement of generated with real effects over all pairs of a compound and a feature that have both."""
 
     pearson: Interval
     spearman: Interval
-    same_sign: Interval
-    slope: Interval
+    same_sign: Interval  # share of the clear pairs with the right direction; 0.5 is chance
+    slope: Interval  # median of generated / real effect over the clear pairs; below 1 the effects are too weak
     pairs: int
-    clear_pairs: int
+    clear_pairs: int  # whose real effect is at least `CLEAR_EFFECT`
 
 
 def effect_agreement(real: np.ndarray, generated: np.ndarray, resamples: int = 500, seed: int = 0) -> EffectAgreement:
-    """Compare generated with real effects of K compounds on F features.
+    """Compare generated with real effects `(K, F)` of K compounds on F features, without pairs with a NaN.
 
     The noise of few cells lowers every measure, for real cells too: half of the real cells against the other half show
-    what is possible.
-
-    Args:
-        real, generated: `(K, F)`; see [`effects_by_group`]; pairs with a NaN are left out.
-        resamples, seed: Of the bootstrap. It resamples compounds, since the features of one compound depend on each
-            other; with one compound no interval is known.
-
-    Raises:
-        ValueError: If the shapes differ.
-
-    Example:
-        >>> real = np.random.default_rng(0).normal(size=(8, 50))
-        >>> agreement = effect_agreement(real, 0.5 * real)
-        >>> round(agreement.pearson.value, 3), agreement.same_sign.value, agreement.slope.value
-        (1.0, 1.0, 0.5)
+    what is possible. The bootstrap resamples compounds, since the features of one compound depend on each other.
     """
     real, generated = np.asarray(real, dtype=np.float64), np.asarray(generated, dtype=np.float64)
     if real.ndim != 2 or real.shape != generated.shape:
@@ -146,8 +108,8 @@ def effect_agreement(real: np.ndarray, generated: np.ndarray, resamples: int = 5
         return bootstrap_interval(statistic, [len(real)], resamples, seed)
 
     return EffectAgreement(
-        pearson=interval(_pearson, both),
-        spearman=interval(_spearman, both),
+        pearson=interval(partial(_correlation, correlate=pearsonr), both),
+        spearman=interval(partial(_correlation, correlate=spearmanr), both),
         same_sign=interval(_same_sign, clear),
         slope=interval(_slope, clear),
         pairs=int(both.sum()),
@@ -155,16 +117,9 @@ def effect_agreement(real: np.ndarray, generated: np.ndarray, resamples: int = 5
     )
 
 
-def _pearson(real: np.ndarray, generated: np.ndarray) -> float:
-    return pearsonr(real, generated).statistic if _vary(real, generated) else np.nan
-
-
-def _spearman(real: np.ndarray, generated: np.ndarray) -> float:
-    return spearmanr(real, generated).statistic if _vary(real, generated) else np.nan
-
-
-def _vary(real: np.ndarray, generated: np.ndarray) -> bool:
-    return len(real) > 2 and np.ptp(real) > 0 and np.ptp(generated) > 0
+def _correlation(real: np.ndarray, generated: np.ndarray, correlate: Callable[..., Any]) -> float:
+    vary = len(real) > 2 and np.ptp(real) > 0 and np.ptp(generated) > 0
+    return correlate(real, generated).statistic if vary else np.nan
 
 
 def _same_sign(real: np.ndarray, generated: np.ndarray) -> float:

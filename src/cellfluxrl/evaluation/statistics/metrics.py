@@ -8,21 +8,24 @@ import torch.nn.functional as F
 from scipy.stats import wasserstein_distance
 
 
+def check_features(a: np.ndarray, b: np.ndarray) -> None:
+    """Raise a `ValueError` unless both are finite `(rows, D)` of one D."""
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1]:
+        raise ValueError(f"features must be (N, D) and (M, D) of one D, got {a.shape} and {b.shape}")
+    for name, features in (("first", a), ("second", b)):
+        if not np.isfinite(features).all():
+            raise ValueError(
+                f"features of the {name} set are not all finite: leave out rows with NaN, and say how many"
+            )
+
+
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Frechet distance between Gaussians fitted to two sets of features (Heusel et al., 2017).
+    """Frechet distance between Gaussians fitted to features `(N, D)` and `(M, D)` (Heusel et al., 2017).
 
-    Args:
-        a, b: `(N, D)`; features; the sets may differ in size.
-
-    Returns:
-        |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. Biased upwards for small sets, so
-        compare only sets of one size with one reference.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(500, 4))
-        >>> round(frechet_distance(x, x + 1), 6)
-        4.0
+    |mean_a - mean_b|^2 + tr(A + B - 2 (A B)^(1/2)) of the covariances A and B. Biased upwards for small sets, so
+    compare only sets of one size with one reference.
     """
+    check_features(a, b)
     covariance_a, covariance_b = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
     # The eigenvalues of a product of positive semidefinite matrices are real and not negative, up to rounding.
     eigenvalues = np.linalg.eigvals(covariance_a @ covariance_b).real.clip(min=0)
@@ -42,22 +45,10 @@ def relative_spread(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def spread_within(a: np.ndarray, a_groups: np.ndarray, b: np.ndarray, b_groups: np.ndarray) -> float:
-    """Spread of `a` around the means of its groups, over that of `b`: 1 if the members of a group differ as much.
+    """Root of the mean over columns of the ratio of variances within groups of `(N, D)` and `(M, D)` statistics.
 
     The difference between groups, which is most of a total variance, does not count: samples that were chosen near
-    the mean of each mechanism are caught by this alone.
-
-    Args:
-        a, b: `(N, D)` and `(M, D)`; statistics; each column weighs alike.
-        a_groups, b_groups: `(N,)` and `(M,)`; the group of each row.
-
-    Returns:
-        Root of the mean over columns of the ratio of variances within groups; NaN if no group has two rows.
-
-    Example:
-        >>> x, groups = np.random.default_rng(0).normal(size=(2000, 3)), np.arange(2000) % 2
-        >>> round(spread_within(x / 2 + 10 * groups[:, None], groups, x, groups), 2)
-        0.5
+    the mean of each mechanism are caught by this alone. NaN if no group has two rows.
     """
     ratio = _variance_within(a, a_groups) / np.maximum(_variance_within(b, b_groups), 1e-12)
     return float(np.sqrt(ratio.mean()))
@@ -71,15 +62,10 @@ def _variance_within(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def image_features(images: torch.Tensor) -> torch.Tensor:
-    """Hand-made features of intensity and texture, which nothing is trained on.
+    """Hand-made features `(N, 8 C + C (C - 1) / 2)` of `(N, C, H, W)` images, which nothing is trained on.
 
-    Args:
-        images: `(N, C, H, W)`; images in [-1, 1].
-
-    Returns:
-        `(N, 8 C + C (C - 1) / 2)`; for each channel mean, standard deviation, skewness and upper 5 % of the intensity,
-        the standard deviation of three octaves of detail, and the difference between centre and rim; for each pair of
-        channels their correlation over pixels.
+    For each channel mean, standard deviation, skewness and upper 5 % of the intensity, the standard deviation of three
+    octaves of detail, and the difference between centre and rim; for each pair of channels their correlation.
     """
     pixels = images.float().flatten(2)
     centred = pixels - pixels.mean(dim=2, keepdim=True)

@@ -1,4 +1,4 @@
-"""What nearest neighbours tell: copies of training cells, and real cells that nothing generated is like."""
+"""What nearest neighbours show: copies of training cells, and real cells that nothing generated is like."""
 
 from __future__ import annotations
 
@@ -16,25 +16,16 @@ _ROWS_AT_ONCE = 512  # distances of all to all would need N^2 numbers
 
 @dataclass(frozen=True)
 class Memorisation:
-    """Result of [`memorisation`].
+    """Result of [`memorisation`], of so many `training`, `held_out` and `generated` cells, without those `missing`."""
 
-    Args:
-        distance_ratio: Median distance to the nearest training cell, generated over held-out real cells. 1 is right;
-            far below it are copies, or averages, which lie close to everything.
-        nearer_to_training, nearer_to_training_real: Share of the generated, and of the held-out real cells, whose
-            nearest training cell is nearer than their nearest held-out one.
-        copies: Share of the generated cells that stick to one training cell as only `COPY_RATE` of the held-out real
-            ones do; about that much is chance.
-        p_value: Of that many copies by chance.
-        training, held_out, generated: Cells compared.
-        missing: Cells left out for a NaN, in all three sets together.
-    """
-
+    # Median distance to the nearest training cell, generated over held-out real cells: 1 is right; far below it are
+    # copies, or averages, which lie close to everything.
     distance_ratio: Interval
+    # Share, of the generated and of the real cells, whose nearest training cell is nearer than the held-out one.
     nearer_to_training: Interval
     nearer_to_training_real: Interval
-    copies: Interval
-    p_value: float
+    copies: Interval  # share that sticks to one training cell as only `COPY_RATE` of the held-out real ones do
+    p_value: float  # of that many copies by chance
     training: int
     held_out: int
     generated: int
@@ -48,30 +39,15 @@ def memorisation(
 
     A copy lies much nearer to its training cell than to every other: the ratio of the distances to the nearest and the
     second-nearest training cell is small (Yoon et al., 2023), whatever the scale, and whether or not the plates
-    differ. How small it is by chance, the held-out cells tell: with r = 1 % of them below it, the number of generated
+    differ. The held-out cells show how small it is by chance: with r = 1 % of them below it, the number of generated
     cells below the r-th smallest ratio follows a negative hypergeometric distribution if generated cells are no more
     like copies than new real cells are. That gives the p-value. Training cells that occur twice hide their copies
-    from the ratio, but not from the distances below.
-
-    The distances to the nearest, as in Meehan et al. (2020), are returned to be looked at: cells of the training
-    plates are nearer to the training cells than cells of other plates are, copies or not.
-
-    Args:
-        generated, training, held_out: `(N, D)` and `(T, D)` and `(H, D)`; features, which are standardised by the
-            training cells. Rows with NaN are left out, and counted.
-        resamples, seed: Of the bootstrap intervals.
-
-    Raises:
-        ValueError: If the numbers of features differ, or a set has fewer than two complete rows.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(900, 5))
-        >>> new, copied = memorisation(x[:300], x[300:600], x[600:]), memorisation(x[300:400], x[300:600], x[600:])
-        >>> new.copies.value < 0.05, copied.copies.value, copied.p_value < 1e-6
-        (True, 1.0, True)
+    from the ratio, but not from the distances to the nearest (Meehan et al., 2020), which cells of the training plates
+    are nearer to than others are, copies or not. Features are `(N, D)`, `(T, D)` and `(H, D)`, standardised by the
+    training cells; rows with NaN are left out, and a set with fewer than two others is a `ValueError`.
     """
     complete, missing = _complete(generated=generated, training=training, held_out=held_out)
-    generated, training, held_out = _standardised(complete, by=1)
+    generated, training, held_out = _standardised(complete)
     ours, theirs = nearest_distances(generated, training, 2), nearest_distances(held_out, training, 2)
     ours_held = nearest_distances(generated, held_out, 1)[:, 0]
     theirs_held = nearest_distances(held_out, held_out, 2)[:, 1]  # the nearest is the cell itself
@@ -110,24 +86,11 @@ def coverage(
 
     A generated cell counts if it is nearer than the real cell's fifth-nearest other real one. Missing modes lower it,
     and a few outliers cannot make up for them, as they can in a total variance. As many other real cells as there are
-    here reach 1 - 2^-5 = 0.97, and fewer reach less: compare only sets of one size.
-
-    Args:
-        generated, real: `(N, D)` and `(M, D)`; features, which are standardised by the real cells. Rows with NaN are
-            left out.
-        neighbours: Which neighbour sets the radius.
-        resamples, seed: Of the bootstrap over real cells.
-
-    Raises:
-        ValueError: If the numbers of features differ, or there are not enough complete rows.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=(1000, 3))
-        >>> coverage(x[:500], x[500:]).value > 0.93, coverage(x[:500] / 10, x[500:]).value < 0.2
-        (True, True)
+    here reach 1 - 2^-5 = 0.97, and fewer reach less: compare only sets of one size. Features are `(N, D)` and
+    `(M, D)`, standardised by the real cells, without their rows with NaN; the bootstrap is over real cells.
     """
     complete, _ = _complete(generated=generated, real=real)
-    generated, real = _standardised(complete, by=1)
+    generated, real = _standardised(complete)
     if not 1 <= neighbours < len(real):
         raise ValueError(f"neighbours must lie between 1 and {len(real) - 1}, the other real cells; got {neighbours}")
     radius = nearest_distances(real, real, neighbours + 1)[:, -1]  # the nearest is the cell itself
@@ -136,7 +99,7 @@ def coverage(
 
 
 def nearest_distances(queries: np.ndarray, points: np.ndarray, count: int) -> np.ndarray:
-    """Euclidean distances of each of (N, D) queries to its `count` nearest of (M, D) points, ascending: (N, count)."""
+    """Euclidean distances of `(N, D)` queries to their `count` nearest of `(M, D)` points, ascending: `(N, count)`."""
     points = torch.from_numpy(points)
     parts = torch.from_numpy(queries).split(_ROWS_AT_ONCE)
     return torch.cat([torch.cdist(p, points).topk(count, largest=False).values for p in parts]).numpy()
@@ -156,7 +119,7 @@ def _complete(**sets: np.ndarray) -> tuple[list[np.ndarray], int]:
     return list(whole.values()), sum(len(sets[name]) - len(x) for name, x in whole.items())
 
 
-def _standardised(sets: list[np.ndarray], by: int) -> list[np.ndarray]:
-    """Each set minus the mean and over the standard deviation of one of them."""
-    mean, std = sets[by].mean(axis=0), sets[by].std(axis=0)
+def _standardised(sets: list[np.ndarray]) -> list[np.ndarray]:
+    """Each set minus the mean and over the standard deviation of the second of them."""
+    mean, std = sets[1].mean(axis=0), sets[1].std(axis=0)
     return [(x - mean) / np.where(std > 0, std, 1) for x in sets]

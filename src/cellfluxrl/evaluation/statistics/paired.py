@@ -19,12 +19,7 @@ HALVES = 200
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Args:
-    difference: Ours minus theirs.
-    p_value: Two-sided, of a difference this large if it did not matter which of the two is whose.
-    adjusted: The p-value by Holm's method over all that were tested together; see [`adjust`].
-    count: Pairs.
-    """
+    """Ours minus theirs over `count` pairs, and the two-sided p-value, also `adjusted` by Holm's method."""
 
     difference: Interval
     p_value: float
@@ -33,16 +28,7 @@ class PairedTest:
 
 
 def paired_means(ours: np.ndarray, theirs: np.ndarray, seed: int = 0) -> PairedTest:
-    """Compare two means by sign flips of the paired differences, with a bootstrap interval.
-
-    Args:
-        ours, theirs: `(N,)`; of the same controls; pairs with NaN are left out.
-
-    Example:
-        >>> x = np.random.default_rng(0).normal(size=50)
-        >>> paired_means(x + 0.5, x + np.random.default_rng(1).normal(0, 0.1, 50)).p_value
-        0.0001
-    """
+    """Compare the means of `(N,)` values of the same controls by sign flips of their differences, without NaN."""
     difference = np.asarray(ours, dtype=np.float64) - np.asarray(theirs, dtype=np.float64)
     difference = difference[np.isfinite(difference)]
     if len(difference) == 0:
@@ -62,16 +48,17 @@ def _p_value(value: float, by_chance: np.ndarray) -> float:
     return float((1 + as_large.sum()) / (1 + len(by_chance)))
 
 
+def _random_swaps(count: int, seed: int) -> np.ndarray:
+    """Whether the members of each of `count` pairs change places: `(SWAPS, count)`."""
+    return numpy_generator(seed, "swaps").random((SWAPS, count)) < 0.5
+
+
 def paired_statistics(
     ours: np.ndarray, theirs: np.ndarray, statistic: Callable[[np.ndarray], float], seed: int = 0
 ) -> PairedTest:
-    """Compare a statistic of two sets, such as a distance to real cells, by swapping the members of pairs.
+    """Compare a statistic of the rows of two `(N, D)` sets, row i of both from one control, by swaps of the pairs.
 
-    The interval is of random halves of the pairs ([`half_sampling_interval`]); what the statistic compares with stays.
-
-    Args:
-        ours, theirs: `(N, D)`; row i of both from one control.
-        statistic: From the rows of a set to a number.
+    The interval is of random halves of the pairs; what the statistic compares with stays.
     """
 
     def difference(a: np.ndarray, b: np.ndarray) -> float:
@@ -82,23 +69,21 @@ def paired_statistics(
 
     halves = [half for (half,) in random_halves([len(ours)], HALVES, seed)]
     interval = halves_interval(difference(ours, theirs), [difference(ours[h], theirs[h]) for h in halves])
-    swaps = numpy_generator(seed, "swaps").random((SWAPS, len(ours))) < 0.5
-    return PairedTest(interval, _p_value(interval.value, np.array([swapped(s) for s in swaps])), len(ours))
+    by_chance = np.array([swapped(swap) for swap in _random_swaps(len(ours), seed)])
+    return PairedTest(interval, _p_value(interval.value, by_chance), len(ours))
 
 
 def paired_kernel_distances(ours: np.ndarray, theirs: np.ndarray, real: np.ndarray, seed: int = 0) -> PairedTest:
-    """[`paired_statistics`] of [`kernel_distance`] to the real cells, with every kernel computed once."""
+    """[`paired_statistics`] of the kernel distance to the real cells, with every kernel computed once."""
     count = len(ours)
-    every = np.concatenate([ours, theirs]).astype(np.float64)
-    chosen = [np.ones(count, dtype=bool)]
-    for (half,) in random_halves([count], HALVES, seed):
-        chosen.append(np.isin(np.arange(count), half))
-    swaps = numpy_generator(seed, "swaps").random((SWAPS, count)) < 0.5
-    nothing = np.zeros(count, dtype=bool)
-    first = [np.concatenate([own, nothing]) for own in chosen] + [np.concatenate([~s, s]) for s in swaps]
-    second = [np.concatenate([nothing, own]) for own in chosen] + [np.concatenate([s, ~s]) for s in swaps]
-    sums = _kernel_distances(every, np.stack(first + second, axis=1).astype(np.float64), real)
-    values = sums[: len(first)] - sums[len(first) :]
+    halves = [np.isin(np.arange(count), half) for (half,) in random_halves([count], HALVES, seed)]
+    chosen = np.stack([np.ones(count, dtype=bool), *halves])
+    nothing, swaps = np.zeros_like(chosen), _random_swaps(count, seed)
+    first = np.concatenate([np.hstack([chosen, nothing]), np.hstack([~swaps, swaps])])
+    second = np.concatenate([np.hstack([nothing, chosen]), np.hstack([swaps, ~swaps])])
+    members = np.concatenate([first, second]).T.astype(np.float64)
+    distances = _kernel_distances(np.concatenate([ours, theirs]).astype(np.float64), members, real)
+    values = distances[: len(first)] - distances[len(first) :]
     interval = halves_interval(float(values[0]), values[1 : 1 + HALVES])
     return PairedTest(interval, _p_value(interval.value, values[1 + HALVES :]), count)
 
@@ -112,16 +97,8 @@ def _kernel_distances(every: np.ndarray, members: np.ndarray, real: np.ndarray) 
 
 
 def adjust(tests: Mapping[str, PairedTest]) -> dict[str, PairedTest]:
-    """Adjust the p-values of tests that are read together by Holm's method (1979).
-
-    Example:
-        >>> tests = {name: PairedTest(Interval(0.0), p, 9) for name, p in (("a", 0.01), ("b", 0.04), ("c", 0.03))}
-        >>> {name: test.adjusted for name, test in adjust(tests).items()}
-        {'a': 0.03, 'b': 0.06, 'c': 0.06}
-    """
-    known = sorted(
-        (name for name, test in tests.items() if not math.isnan(test.p_value)), key=lambda n: tests[n].p_value
-    )
+    """Adjust the p-values of tests that are read together by Holm's method (1979); NaN takes no part."""
+    known = sorted((n for n, test in tests.items() if not math.isnan(test.p_value)), key=lambda n: tests[n].p_value)
     adjusted, highest = {}, 0.0
     for rank, name in enumerate(known):
         highest = max(highest, min(1.0, tests[name].p_value * (len(known) - rank)))

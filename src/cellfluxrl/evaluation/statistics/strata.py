@@ -20,27 +20,11 @@ def rows_by_group(groups: Sequence[Hashable]) -> dict[Hashable, np.ndarray]:
 
 
 def stratified_sample(labels: Sequence[Hashable], count: int, seed: int = 0) -> np.ndarray:
-    """Draw rows such that every label is there, each in proportion to its share.
+    """Draw `count` distinct rows, ascending, such that every label is there, each in proportion to its share.
 
     Places are given out by the method of Huntington and Hill, the next one always to the label with the largest
-    size / sqrt(n (n + 1)), n what it has already: nobody goes without.
-
-    Args:
-        labels: The stratum of each row: its compound, or a tuple such as (MoA, compound). A sample over all compounds
-            is one over all mechanisms too, as a compound has one.
-        count: How many rows to draw.
-        seed: Which. The same labels, count and seed give the same rows.
-
-    Returns:
-        `(count,)`; distinct row numbers, ascending.
-
-    Raises:
-        ValueError: If there are fewer rows, or more labels, than `count`.
-
-    Example:
-        >>> labels = ["taxol"] * 90 + ["nocodazole"] * 9 + ["ALLN"]
-        >>> sorted(labels[row] for row in stratified_sample(labels, 11))[:3]
-        ['ALLN', 'nocodazole', 'taxol']
+    size / sqrt(n (n + 1)), n what it has already: nobody goes without. A `ValueError` says where there are fewer rows,
+    or more labels, than `count`.
     """
     strata = rows_by_group(labels)
     if not len(strata) <= count <= len(labels):
