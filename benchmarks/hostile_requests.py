@@ -147,7 +147,7 @@ class Visitor:
 
     def take(self, file: dict | None, channels: str = "") -> dict:
         """Have a file read as a control."""
-        return self.call("take", [file and {"meta": {"_type": "gradio.FileData"}, **file}, channels])
+        return self.call("load", [file and {"meta": {"_type": "gradio.FileData"}, **file}, channels])
 
     def upload(self, name: str, content: bytes) -> requests.Response:
         """Under exactly this name: `requests` would quote it."""

@@ -218,7 +218,7 @@ def test_large_requests_are_refused(served):
 
     visitor = served.visitor()
     assert visitor.upload("a.npy", bytes(MAX_UPLOAD + 1)).status_code == 413
-    assert visitor.join("take", [None, "x" * 2**20]).status_code == 413
+    assert visitor.join("load", [None, "x" * 2**20]).status_code == 413
     many = [("files", (f"{k}.npy", bytes(MAX_UPLOAD // 2))) for k in range(3)]
     assert requests.post(f"{served.address}gradio_api/upload", files=many).status_code == 413
 
