@@ -176,9 +176,9 @@ def test_the_server_downloads_nothing_for_a_visitor(served, url):
 
 def status_as(address: str, host: str) -> int:
     where = urlsplit(address)
-    connection = http.client.HTTPConnection(where.hostname, where.port)
-    connection.request("GET", "/config", headers={"Host": host})
-    return connection.getresponse().status
+    with contextlib.closing(http.client.HTTPConnection(where.hostname, where.port)) as connection:
+        connection.request("GET", "/config", headers={"Host": host})
+        return connection.getresponse().status
 
 
 @pytest.mark.parametrize("host", ["example.org", "localhost.example.org", "192.0.2.1", "0.0.0.0", "*", ""])

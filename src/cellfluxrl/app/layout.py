@@ -57,6 +57,7 @@ MAX_UPLOAD = 20 * 2**20  # bytes
 MAX_WAITING = 20  # requests, of all visitors together
 MAX_SESSIONS = 200  # what is kept of them is in memory
 KEEP_SECONDS = 6 * 3600  # uploads, and the results of a session
+OUTPUTS = ("message", "result", "summary", "shown", "frame", "cells", "comparison", "tiff", "png", "scores", "folder")
 QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 FONTS = ("system-ui", "-apple-system", "Segoe UI", "Roboto", "sans-serif")
 # On a narrow screen, or with the page scrolled down, the results would appear out of sight.
@@ -103,22 +104,7 @@ def build_app(models: Models, controls: str | None = None, max_seconds: float = 
             with gr.Column(scale=8, min_width=300, elem_id="cf-results"):
                 results = _results_panel(models)
         inputs = [*control, *compound, *sampling, results["channel"], results["outlines"], results["folder"]]
-        outputs = [
-            results[name]
-            for name in (
-                "message",
-                "result",
-                "summary",
-                "shown",
-                "frame",
-                "cells",
-                "comparison",
-                "tiff",
-                "png",
-                "scores",
-                "folder",
-            )
-        ]
+        outputs = [results[name] for name in OUTPUTS]
 
         # Gradio passes what is annotated so, and the values of the inputs after it.
         def run(progress: gr.Progress = gr.Progress(), *values: Any) -> list[Any]:  # noqa: B008

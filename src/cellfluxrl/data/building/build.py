@@ -75,7 +75,7 @@ def build_dataset(
     if license and source_name != "folder":
         raise ValueError(f"license {license!r} is for the source 'folder': that of {source_name!r} is known")
     folder = Path(output_dir)
-    _check_folder(folder)
+    _check_folder(folder, source)
     report = {
         "complete": False,
         "source": source_name,
@@ -85,8 +85,6 @@ def build_dataset(
         "plates": {},
         "counts": [],
     }
-    for plate in report["plate_names"]:  # files are named after them
-        contained_path(folder, f"{plate}-00000.parquet")
     split_of = row_splitter(source.fields, split, report["split"]["held_out"])
     with locked(folder, f"another build is writing to {str(folder)!r}"):
         try:
@@ -165,8 +163,10 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
 # --- the folder and the report, by which a build goes on ---
 
 
-def _check_folder(folder: Path) -> None:
-    """Refuse a folder with something that a build would mix with its own files."""
+def _check_folder(folder: Path, source: Source) -> None:
+    """Refuse a folder with something that a build would mix with its own files, and plates that name no file in it."""
+    for plate in source.fields["plate"].unique():
+        contained_path(folder, f"{plate}-00000.parquet")
     if folder.exists() and not (folder / REPORT_NAME).is_file():
         found = sorted(p.name for p in folder.iterdir() if p.name != "downloads" and not p.name.startswith("."))
         if found:
