@@ -83,7 +83,7 @@ def claims_of_model(
     copies: Mapping[str, Memorisation],
     columns: Mapping[str, Column],
 ) -> list[Claim]:
-    """What can be asked of any model: each claim with the real cells' own value, which is as good as it gets."""
+    """What can be asked of any model: each claim with the value of the real cells, which is as good as it gets."""
     row, real, against = rows[model], rows[REAL_ROW], paired[(model, CONTROL_ROW)]
     claims = []
 

@@ -47,7 +47,7 @@ def columns_of(evaluators: Evaluators, *, with_training: bool) -> dict[str, Colu
         ),
         "measurable": Column("share in which the second segmenter finds a nucleus and its cell", AS_REAL),
         "coverage": Column("share of the real cells that have one of these among their neighbours", "higher"),
-        "two_sample": Column("accuracy of telling these from real cells by the morphology panel", "0.5"),
+        "two_sample": Column("accuracy of distinguishing these from real cells by the morphology panel", "0.5"),
         "effect_correlation": Column(
             "Pearson correlation with the real effects of compounds on the morphology panel", "higher"
         ),

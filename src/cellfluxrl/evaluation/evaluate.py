@@ -259,7 +259,7 @@ def _describe(
     row["spread_within"] = half_sampling_interval(
         lambda i, j: spread_within(x[i], g[i], y[j], h[j]), counts, RESAMPLES, seed
     )
-    row["spread"] = bootstrap_interval(lambda i, j: relative_spread(a[i], b[j]), counts, RESAMPLES, seed)
+    row["spread"] = _spread(a, b, RESAMPLES, seed)
     row["measurable"] = mean_interval(cells.measurable, seed=seed)
     if min(cells.measurable.sum(), reference.measurable.sum()) >= MINIMUM_CELLS:
         row["coverage"] = coverage(cells.morphology, reference.morphology, seed=seed)
@@ -267,6 +267,10 @@ def _describe(
     else:
         row |= {"coverage": Interval(math.nan), "two_sample": Interval(math.nan)}
     return row
+
+
+def _spread(a: np.ndarray, b: np.ndarray, resamples: int, seed: int) -> Interval:
+    return bootstrap_interval(lambda i, j: relative_spread(a[i], b[j]), [len(a), len(b)], resamples, seed)
 
 
 def _by_group(
@@ -381,14 +385,11 @@ def _best_of_n(
             chosen = choose_candidates(evaluators.suite, scores.first(n), images.moa, selection).numpy()
             rows = np.arange(len(chosen)) * per_control + chosen
             combined = scores.rewards["combined"].cpu().numpy()[np.arange(len(chosen)), chosen]
-            features = candidates.verdicts.features[rows]
+            a, b = candidates.verdicts.features[rows], reference.features
             values = {"combined": mean_interval(combined, seed=seed)}
             if evaluators.judge is not None:
                 values["accuracy_judge"] = mean_interval(candidates.verdicts.correct["judge"][rows], seed=seed)
-            values["kernel"] = kernel_distance(features, reference.features, 100, seed)
-            counts = [len(features), len(reference.features)]
-            values["spread"] = bootstrap_interval(
-                lambda i, j, x=features: relative_spread(x[i], reference.features[j]), counts, 100, seed
-            )
+            values["kernel"] = kernel_distance(a, b, 100, seed)
+            values["spread"] = _spread(a, b, 100, seed)
             curves[selection][n] = values
     return curves

@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from tqdm import tqdm
+from tqdm.contrib.concurrent import thread_map
 
 from cellfluxrl.checkpoints import weights_hash
 from cellfluxrl.data.images import images_to_tensor, unit_floats
@@ -156,16 +156,9 @@ def measure_cells(
         batch = np.array(images[start : start + BATCH])  # a copy: tensors are not made of read-only files
         return _measure_batch(batch, moa[start : start + BATCH], evaluators)
 
-    parts = []
     # Most of the work is in NumPy, OpenCV and torch, which let other threads run meanwhile.
-    with (
-        ThreadPoolExecutor(THREADS) as threads,
-        tqdm(total=len(images), unit=" cells", desc=title, leave=False) as bar,
-    ):
-        for part in threads.map(measured, range(0, len(images), BATCH)):
-            parts.append(part)
-            bar.update(len(part))
-    return Measurements.cat(parts)
+    options = {"max_workers": THREADS, "tqdm_class": tqdm, "unit": " batches", "desc": title, "leave": False}
+    return Measurements.cat(thread_map(measured, range(0, len(images), BATCH), **options))
 
 
 @torch.no_grad()  # which holds for one thread only

@@ -1,4 +1,4 @@
-"""Can a classifier tell generated from real cells?"""
+"""Can a classifier distinguish generated from real cells?"""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TwoSampleTest:
     """Result of [`two_sample_test`].
 
     Args:
-        accuracy: Of telling the two sets apart in unseen cells, with Wilson's 95 % interval; 0.5 is chance, which two
+        accuracy: Of distinguishing the two sets in unseen cells, with Wilson's 95 % interval; 0.5 is chance, which two
             samples of one distribution are at.
         p_value: Of an accuracy this high by chance.
         count: Cells of each set that took part; those with NaN do not, and the larger set is cut.
