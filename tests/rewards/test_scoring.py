@@ -168,10 +168,10 @@ def folder(tmp_path, pixels):
 
 BAD = {
     "cut.png": (lambda p, good: p.write_bytes(good[: len(good) // 2]), "damaged"),
-    "text.png": (lambda p, good: p.write_text("no image"), "no PNG"),
+    "text.png": (lambda p, good: p.write_text("no image"), "not a PNG"),
     "grey.png": (lambda p, good: Image.new("L", (16, 16)).save(p), "mode 'L'"),
     "small.png": (lambda p, good: Image.new("RGB", (12, 16)).save(p), r"\(16, 12\) pixels"),
-    "text.tif": (lambda p, good: p.write_text("no image"), "no TIFF"),
+    "text.tif": (lambda p, good: p.write_text("no image"), "not a TIFF"),
     "planes.tif": (lambda p, good: tifffile.imwrite(p, np.zeros((2, 16, 16), np.uint8)), r"\(N, 3, H, W\)"),
     "wide.tif": (
         lambda p, good: tifffile.imwrite(p, np.zeros((3, 16, 16), np.uint16), photometric="minisblack"),

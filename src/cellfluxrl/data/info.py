@@ -53,6 +53,7 @@ def count_cells(source: str | Path | Cells) -> pd.DataFrame:
 
 
 def parquet_files(folder: str | Path) -> list[Path]:
+    """The Parquet files of a data set that was built in a folder."""
     files = sorted(Path(folder).glob("data/*/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} has no data/*/*.parquet: it is not a data set that was built")
@@ -73,11 +74,7 @@ def _count(table) -> pd.DataFrame:
 
 
 def count_tables(counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Sum [`count_cells`]'s result up: per split, plate, mechanism of action and compound.
-
-    Returns:
-        By title, tables to show as they are.
-    """
+    """Sum [`count_cells`]'s result up: by title, tables per split, plate, mechanism of action and compound."""
     counts = counts.astype({"concentration": float, "cells": int})
     # The MoA of controls is "DMSO" whatever a user's control compound is called.
     counts["kind"] = np.where(counts["moa"] == CONTROL, "control cells", "treated cells")

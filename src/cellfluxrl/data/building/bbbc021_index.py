@@ -63,33 +63,16 @@ _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 
 
 def read_index(folder: Path | str) -> pd.DataFrame:
-    """Read the published tables of BBBC021v1, which list every image, compound and mechanism of action (MoA).
+    """Read the published tables of BBBC021v1: one row per field of view, in the order published.
 
     `BBBC021_v1_image.csv` and `BBBC021_v1_moa.csv` (each may be gzipped) are needed. SMILES are those of
     [`known_compounds`], which CellFlux's fingerprints were made from, else of `BBBC021_v1_compound.csv` where it is
-    there; a compound of neither has "".
+    there; a compound of neither has "". `batch` is the week, `site` 1 to 4, `concentration` in uM, `moa` "DMSO" for
+    controls and "" where not labelled, `field` the DNA file's stem; `dna`, `tubulin` and `actin` are file names.
 
-    A table that was damaged on the way is refused rather than read as something else: the four sites of a well have to
-    be there, and to agree with each other and with what the file names say. What no reader can tell is missing are
-    whole wells and whole lines of the MoA table.
-
-    Args:
-        folder: Holds the tables.
-
-    Returns:
-        One row per field of view, in the order published, with columns `plate`, `batch` (the week), `well`, `site` (1
-        to 4), `replicate`, `compound`, `concentration` (uM), `smiles`, `moa` (by compound and concentration; "DMSO"
-        for controls, "" where not labelled), `is_control`, `field` (the DNA file's stem), `table_number`,
-        `image_number`, and the file names `dna`, `tubulin` and `actin`.
-
-    Raises:
-        FileNotFoundError: If a table is not there; says which URL publishes it.
-        ValueError: If a table cannot be read or contradicts itself; names file, line and value.
-
-    Example:
-        >>> index = read_index("BBBC021/")                # doctest: +SKIP
-        >>> len(index), index["plate"].nunique()          # doctest: +SKIP
-        (13200, 55)
+    A table that was damaged on the way is refused with a `ValueError` that names file, line and value: the four sites
+    of a well have to be there, and to agree with each other and with what the file names say. No reader can notice
+    that whole wells or whole lines of the MoA table are missing.
     """
     folder = Path(folder)
     path = _find(folder, "BBBC021_v1_image.csv")
@@ -104,9 +87,6 @@ def read_index(folder: Path | str) -> pd.DataFrame:
     smiles = _read_smiles(folder) | known_compounds()["smiles"].to_dict()
     index["smiles"] = index["compound"].map(smiles).fillna("")
     return index[list(INDEX_COLUMNS)].reset_index(drop=True)
-
-
-# --- reading ---
 
 
 def _find(folder: Path, name: str) -> Path:
@@ -124,14 +104,11 @@ def _read_columns(path: Path, columns: dict[str, str]) -> pd.DataFrame:
 
 
 def _to_numbers(table: pd.DataFrame, path: Path, column: str, pattern: str, dtype: type, what: str) -> pd.Series:
-    """Convert one column; "nan", "inf" and Python's own spellings of numbers do not match the patterns."""
+    """Convert one column; "nan", "inf" and Python's spellings of numbers do not match the patterns."""
     refuse(table, path, column, ~table[column].str.fullmatch(pattern), f"not {what}")
     numbers = table[column].astype(dtype)
     refuse(table, path, column, ~np.isfinite(numbers), "not a finite number")
     return numbers
-
-
-# --- the image table ---
 
 
 def _convert(index: pd.DataFrame, path: Path) -> pd.DataFrame:
@@ -196,9 +173,6 @@ def _check_wells(index: pd.DataFrame, path: Path) -> None:
     refuse(index, path, "image_number", differs, "does not count on from the same well's first line")
     repeated = index.duplicated(["table_number", "image_number"])
     refuse(index, path, "image_number", repeated, "there a second time with this table number")
-
-
-# --- mechanisms and structures ---
 
 
 def _moa_of(index: pd.DataFrame, path: Path) -> pd.Series:

@@ -20,6 +20,7 @@ from PIL import Image
 MAX_PIXELS = 2**26  # 8192 x 8192, more than any camera has
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, little- and big-endian
+PNG_COLOURS = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 GREY = "an 8 or 16 bit grey image (unsigned integers) is needed"
 
 
@@ -28,31 +29,22 @@ class ImageError(ValueError):
 
 
 def read_image(content: bytes | Path, name: str, page: int | None = None) -> np.ndarray:
-    """Read one grey image from a TIFF (also BigTIFF and OME-TIFF) or PNG, recognised by its first bytes.
+    """Read one grey image, `(H, W)` uint8 or uint16, from a TIFF (also BigTIFF and OME-TIFF) or PNG.
 
-    Damage is an error where the format can tell: a file cut short, a part outside the file, a compressed part that
-    decodes to another size, a wrong checksum in a PNG. Changed pixels of an uncompressed TIFF cannot be noticed.
+    The format is recognised by the first bytes. Damage is an error where the format shows it: a file cut short, a part
+    outside the file, a compressed part that decodes to another size, a wrong checksum in a PNG. Changed pixels of an
+    uncompressed TIFF cannot be noticed.
 
     Args:
-        content: the file's bytes, or its path.
-        name: what error messages call it.
-        page: index of the plane in a file that has several, in the order of the file; not needed if it has one.
-
-    Returns:
-        (H, W) uint8 or uint16 in native byte order.
+        content: The file's bytes, or its path.
+        name: What error messages call it.
+        page: Index of the plane in a file that has several, in the order of the file; not needed if it has one.
 
     Raises:
-        ImageError: if it is damaged or no TIFF or PNG, has more than `MAX_PIXELS` pixels, is not 8 or 16 bit grey
-            (but float, signed, RGB, palette, 1-bit or inverted), has several planes and `page` is not given or out of
-            range, or its compression needs the package `imagecodecs`.
-        OSError: if a path cannot be opened.
-
-    Example:
-        >>> import io, tifffile
-        >>> buffer = io.BytesIO()
-        >>> tifffile.imwrite(buffer, np.full((4, 6), 7, dtype=np.uint16))
-        >>> read_image(buffer.getvalue(), "field.tif").shape
-        (4, 6)
+        ImageError: If it is damaged or neither TIFF nor PNG, has more than `MAX_PIXELS` pixels, is not 8 or 16 bit
+            grey (but float, signed, RGB, palette, 1-bit or inverted), has several planes and `page` is not given or
+            out of range, or its compression needs the package `imagecodecs`.
+        OSError: If a path cannot be opened.
     """
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         try:
@@ -106,11 +98,6 @@ def _chosen_page(page: int | None, count: int) -> int:
     if page is not None and not 0 <= page < count:
         raise ImageError(f"page {page} does not exist; it has {count}, counted from 0")
     return page or 0
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# TIFF
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _read_tiff(file: BinaryIO, page: int | None) -> np.ndarray:
@@ -185,13 +172,6 @@ def _check_tiff_page(page: tifffile.TiffPage, file_size: int) -> None:
         raise ImageError(f"damaged, {max(sizes)} compressed bytes for {chunk} bytes of pixels")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# PNG
-# --------------------------------------------------------------------------------------------------------------------
-
-_PNG_COLOURS = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-
-
 def _read_png(file: BinaryIO, page: int | None) -> np.ndarray:
     content = file.read()
     _check_png_chunks(content)
@@ -199,7 +179,7 @@ def _read_png(file: BinaryIO, page: int | None) -> np.ndarray:
     _check_size(height, width)
     _chosen_page(page, 1)
     if colour != 0 or bits not in (8, 16):
-        raise ImageError(f"{_PNG_COLOURS.get(colour, 'grey')} of {bits} bits; {GREY}")
+        raise ImageError(f"{PNG_COLOURS.get(colour, 'grey')} of {bits} bits; {GREY}")
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         pixels = np.asarray(image)  # 16 bit come as uint16, or as int32 from older versions of Pillow
     if pixels.shape != (height, width):

@@ -149,7 +149,7 @@ def _cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _join(cells: pd.DataFrame, index: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Take well, site, replicate and the field's name from the image set's own index, and compare the rest."""
+    """Take well, site, replicate and the field's name from the index of the image set, and compare the rest."""
     keys = ["table_number", "image_number"]
     images = index.set_index(keys).reindex(pd.MultiIndex.from_frame(cells[keys])).set_index(cells.index)
     refuse(cells, path, "key", images["plate"].isna(), f"{IMAGE_TABLE} has no such TableNumber and ImageNumber")
