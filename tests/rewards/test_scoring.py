@@ -243,7 +243,7 @@ def test_a_table_that_cannot_be_used_is_refused(suite, folder, content, message)
 
 def test_loose_files_need_a_moa(suite, folder):
     (folder / "loose.png").touch()
-    with pytest.raises(ValueError, match=r"nothing tells the MoA of 'loose.png'.*--moa.*--table"):
+    with pytest.raises(ValueError, match=r"nothing says the MoA of 'loose.png'.*--moa.*--table"):
         images_of_files(folder, suite.channel_names)
 
 

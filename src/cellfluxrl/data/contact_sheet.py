@@ -18,6 +18,7 @@ from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.files import write_whole
 from cellfluxrl.seeding import numpy_generator
 
+CONDITION = ["compound", "moa", "concentration"]
 MAX_ROWS = 40  # with more conditions than this, the highest dose of each compound stands for it
 CROP_PIXELS = 96  # crops are enlarged to at least this
 GAP, MARGIN = 4, 14  # px
@@ -87,9 +88,6 @@ class _FolderRows:
         return datasets.Dataset(
             table, info=datasets.DatasetInfo(features=datasets.Features(image=self.features["image"]))
         )
-
-
-CONDITION = ["compound", "moa", "concentration"]
 
 
 def _conditions(source: datasets.Dataset | _FolderRows) -> pd.DataFrame:

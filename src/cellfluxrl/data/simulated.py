@@ -186,7 +186,8 @@ def _simulate_chunk(indices: range, names, effect, plate, image_size: int, seed:
     stained = stain(pixels, noise)
     image = photograph(stained, plate[chosen], draws.camera, scale)
 
-    order, rank = _visible_first(pixels.visible)
+    order = np.argsort(~pixels.visible, axis=1, kind="stable")  # (n, MAX_CELLS), visible cells first
+    rank = np.argsort(order, axis=1)
     cell_labels = np.where(pixels.inside, np.take_along_axis(rank, pixels.owner, axis=1) + 1, 0)
     cell_labels = cell_labels.astype(np.uint8).reshape(-1, image_size, image_size)
     nucleus_labels = cell_labels * pixels.in_nucleus.reshape(cell_labels.shape)
@@ -194,12 +195,6 @@ def _simulate_chunk(indices: range, names, effect, plate, image_size: int, seed:
     parameters["n_nuclei"] = np.array([len(np.unique(labels[labels > 0])) for labels in nucleus_labels])
     parameters |= {"effect": effect[chosen].copy(), "plate": plate[chosen].copy()}
     return SimulatedCrops(image, nucleus_labels, cell_labels, parameters)
-
-
-def _visible_first(visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order that puts visible cells first, and each cell's rank in it; both `(n, MAX_CELLS)`."""
-    order = np.argsort(~visible, axis=1, kind="stable")
-    return order, np.argsort(order, axis=1)
 
 
 def _ground_truth(

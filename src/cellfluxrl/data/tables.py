@@ -8,13 +8,14 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.compounds import read_molecule
+from cellfluxrl.errors import unknown_name
 
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 _NAME = re.compile(r"\w[\w +.-]*")
@@ -102,6 +103,13 @@ def check_filled(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> Non
     """Refuse empty cells."""
     for column in columns:
         refuse(table, path, column, table[column] == "", "must not be empty")
+
+
+def check_known(table: pd.DataFrame, path: Path, column: str, known: Collection[str]) -> None:
+    """Refuse values that are not known."""
+    for line, value in table[column].drop_duplicates().items():
+        if value not in known:
+            raise unknown_name(f"{column} in {path}, line {line}:", value, known)
 
 
 def check_names(table: pd.DataFrame, path: Path, column: str) -> None:

@@ -64,10 +64,10 @@ class CropSettings:
 class FieldCrops:
     """The uncorrected crops of one field of view, and block means of the field for the illumination."""
 
-    crops: np.ndarray
-    centres: np.ndarray
-    near_border: int
-    means: np.ndarray
+    crops: np.ndarray  # (N, C, S, S), uint16
+    centres: np.ndarray  # (N, 2), row and column of the nuclei
+    near_border: int  # nuclei whose crop would leave the field
+    means: np.ndarray  # (C, h, w)
 
 
 @dataclass(frozen=True)

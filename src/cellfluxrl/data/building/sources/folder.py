@@ -16,6 +16,7 @@ from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.splits import PUBLISHED_SPLITS, batch_of
 from cellfluxrl.data.tables import (
     check_filled,
+    check_known,
     check_names,
     check_same,
     check_smiles,
@@ -143,8 +144,7 @@ def _fields(table: pd.DataFrame, channel_names: tuple[str, ...], control: str, p
     if "batch" not in table:
         table["batch"] = table["plate"].map(batch_of)
     if "split" in table:
-        allowed = ", ".join(PUBLISHED_SPLITS)
-        refuse(table, path, "split", ~table["split"].isin(list(PUBLISHED_SPLITS)), f"not one of {allowed}")
+        check_known(table, path, "split", PUBLISHED_SPLITS)
     _add_chemistry(table, path)
 
     check_unique(table, path, ["plate", "well", "site"])
