@@ -256,9 +256,15 @@ def image_rows_of_site_1_again(rows: list[list[str]]) -> list[str]:
     ("line", "message"),
     [
         (b'"taxol",0.300000,"Microtubule stabilisers"', r"line 6: .*'Microtubule stabilisers'; did you mean 'Micro"),
-        (b'"taxol",0.3,"Microtubule stabilizers"', "line 6: compound 'taxol', concentration '0.3': there a second time, first in line 3"),
+        (
+            b'"taxol",0.3,"Microtubule stabilizers"',
+            "line 6: compound 'taxol', concentration '0.3': there a second time, first in line 3",
+        ),
         (b'"taxo",0.3,"Microtubule stabilizers"', "line 6: label 'taxo at 0.3 uM': in no row of the image table"),
-        (b'"taxol",3.0,"Epithelial"', "line 6: moa 'Epithelial': but 'Microtubule stabilizers' in the first line with compound 'taxol'"),
+        (
+            b'"taxol",3.0,"Epithelial"',
+            "line 6: moa 'Epithelial': but 'Microtubule stabilizers' in the first line with compound 'taxol'",
+        ),
         (b'"taxol",low,"Microtubule stabilizers"', "line 6: concentration 'low': not a number"),
         (b'"taxol",3.0', "line 6: 2 cells instead of 3"),
         (b'"taxol",3.0,"Micro', "cannot be read as a table"),
