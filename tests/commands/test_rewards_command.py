@@ -140,7 +140,7 @@ SCORE = f"score;images;--suite;suite;--moa;{MOA};--output;scores.parquet"
         (f"{SCORE};--table;nowhere.csv", "there is no file 'nowhere.csv'"),
         ("score;cells;--suite;suite;--output;a.parquet;--table;x.csv", "--table is for folders of images"),
         ("score;cells;--suite;suite;--output;a.parquet;--split;tests", "did you mean 'test'?"),
-        ("score;images;--suite;suite;--output;a.parquet", "nothing tells the MoA of '0.png'"),
+        ("score;images;--suite;suite;--output;a.parquet", "nothing says the MoA of '0.png'"),
         ("fit;nowhere;--classifier;classifier;--output_dir;own", "there is no data set 'nowhere'"),
         ("fit;cells;--classifier;nowhere;--output_dir;own", "there is no classifier 'nowhere'"),
         ("fit;cells;--classifier;classifier;--output_dir;own;--segmenter;watershedd", "did you mean 'watershed'?"),

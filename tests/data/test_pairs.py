@@ -117,7 +117,7 @@ def test_an_epoch_has_every_treated_cell_once_with_a_control_of_its_plate(cells,
 @given(cells=cells_strategy, size=st.integers(1, 4), world_size=st.integers(1, 3), augment=st.booleans())
 def test_the_batches_of_all_processes_are_those_of_one_with_a_larger_batch(cells, size, world_size, augment):
     pairs = ControlTreatedPairs(dataset_of(usable(cells)))
-    ranks = [pairs.epoch_batches(size, 5, 1, rank, world_size, augment) for rank in range(world_size)]
+    ranks = [pairs.epoch_batches(size, 5, 1, rank, world_size, augment=augment) for rank in range(world_size)]
     joined = [
         PairBatch(
             *(torch.cat([getattr(part, name) for part in parts]) for name in ("control", "treated", "condition"))

@@ -168,10 +168,10 @@ def folder(tmp_path, pixels):
 
 BAD = {
     "cut.png": (lambda p, good: p.write_bytes(good[: len(good) // 2]), "damaged"),
-    "text.png": (lambda p, good: p.write_text("no image"), "no PNG"),
+    "text.png": (lambda p, good: p.write_text("no image"), "not a PNG"),
     "grey.png": (lambda p, good: Image.new("L", (16, 16)).save(p), "mode 'L'"),
     "small.png": (lambda p, good: Image.new("RGB", (12, 16)).save(p), r"\(16, 12\) pixels"),
-    "text.tif": (lambda p, good: p.write_text("no image"), "no TIFF"),
+    "text.tif": (lambda p, good: p.write_text("no image"), "not a TIFF"),
     "planes.tif": (lambda p, good: tifffile.imwrite(p, np.zeros((2, 16, 16), np.uint8)), r"\(N, 3, H, W\)"),
     "wide.tif": (
         lambda p, good: tifffile.imwrite(p, np.zeros((3, 16, 16), np.uint16), photometric="minisblack"),
@@ -243,7 +243,7 @@ def test_a_table_that_cannot_be_used_is_refused(suite, folder, content, message)
 
 def test_loose_files_need_a_moa(suite, folder):
     (folder / "loose.png").touch()
-    with pytest.raises(ValueError, match=r"nothing tells the MoA of 'loose.png'.*--moa.*--table"):
+    with pytest.raises(ValueError, match=r"nothing says the MoA of 'loose.png'.*--moa.*--table"):
         images_of_files(folder, suite.channel_names)
 
 

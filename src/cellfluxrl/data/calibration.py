@@ -14,16 +14,10 @@ FEWEST_IMAGES = 20
 
 
 def intensity_levels(images: np.ndarray) -> np.ndarray:
-    """Quantiles of the intensities of each channel, from the darkest pixel to the brightest in steps of 0.5 %.
+    """Quantiles `(C, 201)` of the intensities of each channel, from the darkest pixel to the brightest.
 
-    Args:
-        images: `(N, C, H, W)`; any range; of more than 1,000 images as many are taken, evenly spread.
-
-    Returns:
-        `np.ndarray` of shape `(C, 201)`.
-
-    Raises:
-        ValueError: For fewer than 20 images: a plate is not known by a handful of its cells.
+    Of more than 1,000 images, `(N, C, H, W)`, as many are taken, evenly spread; fewer than 20 are refused: a plate is
+    not known by a handful of its cells.
     """
     if len(images) < FEWEST_IMAGES:
         raise ValueError(
@@ -33,13 +27,13 @@ def intensity_levels(images: np.ndarray) -> np.ndarray:
     return np.quantile(pixels, np.linspace(0, 1, LEVELS), axis=1).T
 
 
-def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -> torch.Tensor:
+def match_levels(images: torch.Tensor, source: np.ndarray, reference: np.ndarray) -> torch.Tensor:
     """Give each pixel the intensity that has the same rank in the reference (histogram matching, by quantiles).
 
     Args:
         images: `(N, C, H, W)`; to be changed.
-        own: `(C, L)`; [`intensity_levels`] of the plate that they are of. What lies beyond them is clipped.
-        reference: `(C, L)`; those that they shall have.
+        source: `(C, L)`; [`intensity_levels`] of the plate that they are of. What lies beyond them is clipped.
+        reference: `(C, L)`; those that they are to have.
 
     Returns:
         `torch.Tensor` of shape `(N, C, H, W)`, float32 on the CPU.
@@ -54,7 +48,7 @@ def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -
     """
     channels = []
     for k, channel in enumerate(images.float().cpu().unbind(dim=1)):
-        levels, rank, ties = np.unique(own[k], return_inverse=True, return_counts=True)
+        levels, rank, ties = np.unique(source[k], return_inverse=True, return_counts=True)
         if len(levels) == 1:
             raise ValueError(f"channel {k} of the plate has the intensity {levels[0]:g} everywhere")
         # A black background takes up many ranks: it becomes the mean of what has them in the reference.
@@ -64,10 +58,7 @@ def match_levels(images: torch.Tensor, own: np.ndarray, reference: np.ndarray) -
 
 
 def control_levels(pairs: ControlTreatedPairs) -> dict[str, list[float]]:
-    """The levels, by channel and in [0, 1], of the controls that a network is trained on; a pipeline keeps them.
-
-    Empty if they are fewer than 20.
-    """
+    """The levels, by channel and in [0, 1], of the controls that a network is trained on; empty if fewer than 20."""
     rows = pairs.control_rows()
     if len(rows) < FEWEST_IMAGES:
         return {}

@@ -34,12 +34,7 @@ Map = Callable[[Callable[[T], R], Iterable[T]], Iterator[R]]
 
 @dataclass(frozen=True)
 class Cells:
-    """Crops of one plate.
-
-    Args:
-        images: `(N, C, H, W)`; uint8.
-        rows: One row a crop with the columns of the cell schema, less `image`; `split` only where one is published.
-    """
+    """Crops of one plate, `(N, C, H, W)` uint8, and their rows of the cell schema; `split` only if published."""
 
     images: np.ndarray
     rows: pd.DataFrame
@@ -70,11 +65,13 @@ def chosen_plates(plates: Iterable[str] | None, known: Iterable[str], where: str
 
 
 class Source(Protocol):
-    """Attributes:
-    channel_names: The image channels, in order.
-    image_size: Height and width of the crops in pixels.
-    fields: One row a field of view with `FIELD_COLUMNS`, `batch`, and `split` where one is published.
-    settings: What the crops depend on; a build goes on only with the same.
+    """A source of cells.
+
+    Attributes:
+        channel_names: The image channels, in order.
+        image_size: Height and width of the crops in pixels.
+        fields: One row a field of view with `FIELD_COLUMNS`, `batch`, and `split` where one is published.
+        settings: What the crops depend on; a build resumes only with the same.
     """
 
     channel_names: tuple[str, ...]

@@ -61,11 +61,7 @@ def known_compounds() -> pd.DataFrame:
 
 
 def read_molecule(smiles: str) -> Chem.Mol:
-    """Read a SMILES with RDKit.
-
-    Raises:
-        ValueError: If it cannot be read; says why, and points at the character where it can.
-    """
+    """Read a SMILES with RDKit; a `ValueError` says why it cannot be read, and at which character where it can."""
     from rdkit import Chem, rdBase
 
     molecule = None
@@ -79,18 +75,9 @@ def read_molecule(smiles: str) -> Chem.Mol:
 
 
 def morgan_counts(smiles: str, radius: int = 2, num_bits: int = 1024) -> np.ndarray:
-    """Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, as CellFlux conditions on.
+    """Hashed Morgan count fingerprint (Rogers & Hahn, 2010) of one molecule, `(num_bits,)` float32.
 
-    Args:
-        smiles: The molecule, without a name or extensions after it.
-        radius: Radius of the circular environments, in bonds.
-        num_bits: Number of bins.
-
-    Returns:
-        `(num_bits,)`, float32; how often an environment of each bin occurs.
-
-    Raises:
-        ValueError: As [`read_molecule`].
+    CellFlux conditions on it. `radius` is that of the circular environments, in bonds.
 
     Example:
         >>> int(morgan_counts("CS(C)=O").sum())
@@ -117,7 +104,7 @@ def _why_unreadable(smiles: object) -> str:
 
 
 def _find_mistake(smiles: str) -> tuple[str, int | None]:
-    """Why a SMILES cannot be read, and at which character (from 1), where that can be told."""
+    """Why a SMILES cannot be read, and at which character (from 1), where that is known."""
     from rdkit import Chem, rdBase
 
     if stray := re.search(r"[^!-~]", smiles):

@@ -18,6 +18,7 @@ from cellfluxrl.data.schema import channel_names_of
 from cellfluxrl.files import write_whole
 from cellfluxrl.seeding import numpy_generator
 
+CONDITION = ["compound", "moa", "concentration"]
 MAX_ROWS = 40  # with more conditions than this, the highest dose of each compound stands for it
 CROP_PIXELS = 96  # crops are enlarged to at least this
 GAP, MARGIN = 4, 14  # px
@@ -36,13 +37,6 @@ def contact_sheet(source: str | Path | Cells, path: str | Path, cells_per_row: i
         path: Of the PNG file.
         cells_per_row: At most so many cells of a condition.
         seed: Decides which cells.
-
-    Raises:
-        FileNotFoundError: If the folder has no Parquet files.
-        ValueError: If the data set is empty, or has another number of channels.
-
-    Example:
-        >>> contact_sheet("my_cells", "my_cells/contact_sheet.png")                   # doctest: +SKIP
     """
     if isinstance(source, (str, Path)):
         source = _FolderRows(parquet_files(source))
@@ -96,9 +90,6 @@ class _FolderRows:
         )
 
 
-CONDITION = ["compound", "moa", "concentration"]
-
-
 def _conditions(source: datasets.Dataset | _FolderRows) -> pd.DataFrame:
     is_folder = isinstance(source, _FolderRows)
     table = source.columns(CONDITION) if is_folder else source.select_columns(CONDITION).with_format("arrow")[:]
@@ -122,7 +113,7 @@ def _choose_cells(table: pd.DataFrame, count: int, seed: int) -> list[tuple[tupl
 
 
 def _read_crops(cells: datasets.Dataset) -> list[np.ndarray]:
-    """Decode uint8 crops of shape (C, H, W)."""
+    """Decode uint8 crops of shape `(C, H, W)`."""
     crops = cells.select_columns(["image"]).with_format("numpy")[:]["image"]
     is_png = isinstance(cells.features["image"], datasets.Image)
     return [from_rgb(np.asarray(crop)) if is_png else np.asarray(crop) for crop in crops]

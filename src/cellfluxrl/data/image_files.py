@@ -28,12 +28,14 @@ MAX_VALUES = 2**24  # of one image over all channels, such as 3 x 2364 x 2364; i
 
 @dataclass(frozen=True)
 class ImagesToScore:
-    """Args:
-    rows: One row an image: `source` says where it is from, `moa` what it is compared with, and the other columns
-        (compound, plate, well, ...) what it is.
-    read: Reads the image of a row: `(C, H, W)`, uint8 or float32 in [0, 1]. Raises a `ValueError` or `OSError` for
-        one that cannot be used.
-    skipped: Files that could not be opened, each with the reason.
+    """Images that are read one by one.
+
+    Args:
+        rows: One row an image: `source` says where it is from, `moa` what it is compared with, and the other columns
+            (compound, plate, well, ...) what it is.
+        read: Reads the image of a row: `(C, H, W)`, uint8 or float32 in [0, 1]. Raises a `ValueError` or `OSError` for
+            one that cannot be used.
+        skipped: Files that could not be opened, each with the reason.
     """
 
     rows: pd.DataFrame
@@ -41,27 +43,16 @@ class ImagesToScore:
     skipped: list[str] = field(default_factory=list)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Data sets
-# --------------------------------------------------------------------------------------------------------------------
-
-
 def images_of_dataset(
     cells: datasets.Dataset, channel_names: Sequence[str], moa: str | None = None, whose: str = "the suite"
 ) -> tuple[ImagesToScore, int]:
-    """Take the images of a data set; channels are brought into the order of `channel_names`.
+    """Take the images of a data set, and count the rows that were left out because they have no MoA.
 
     Args:
         cells: Rows of the cell schema ([`cell_features`]); only `image` is needed, and `moa` unless given.
-        channel_names: The channels that are wanted.
-        moa: Compare all with real cells of this MoA, instead of each with its own.
+        channel_names: The channels that are wanted, in the order that the images shall have.
+        moa: Compare all with real cells of this MoA, instead of each with those of its MoA.
         whose: What the channels are those of, for the message.
-
-    Returns:
-        [`ImagesToScore`], and the number of rows that were left out because they have no MoA.
-
-    Raises:
-        ValueError: If the channels are others, or there is no MoA.
     """
     order = channel_order(channel_names_of(cells), channel_names, whose)
     if moa is None and "moa" not in cells.column_names:
@@ -79,11 +70,6 @@ def images_of_dataset(
         return images[int(kept[row])][order]
 
     return ImagesToScore(rows.iloc[kept].reset_index(drop=True), read), len(rows) - len(kept)
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# Files
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def images_of_files(
@@ -106,9 +92,6 @@ def images_of_files(
         moa: Compare all with real cells of this MoA.
         table: CSV file with the columns `file` (relative to the folder) and `moa`; further columns are kept.
         max_bytes: An `.npz` that unpacks to more is left out.
-
-    Raises:
-        ValueError: If there are no images or no MoAs, or the table lacks a column.
     """
     path = Path(path)
     listed = _listed_files(path, moa, table)
@@ -142,13 +125,13 @@ def _listed_files(path: Path, moa: str | None, table: str | Path | None) -> pd.D
     else:
         files = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.suffix.lower() in SUFFIXES)
     if not files:
-        raise ValueError(f"{str(path)!r} holds no images ({', '.join(SUFFIXES)}), and is no data set")
+        raise ValueError(f"{str(path)!r} holds no images ({', '.join(SUFFIXES)}), and is not a data set")
     if moa is not None:
         return pd.DataFrame({"file": files, "moa": moa})
     loose = [name for name in files if "/" not in name]
     if loose:
         raise ValueError(
-            f"nothing tells the MoA of {loose[0]!r}: name one for all (--moa), put the images into one sub-folder a "
+            f"nothing says the MoA of {loose[0]!r}: name one for all (--moa), put the images into one sub-folder a "
             "MoA, or list them in a CSV file (--table)"
         )
     return pd.DataFrame({"file": files, "moa": [name.split("/")[0] for name in files]})
@@ -156,7 +139,7 @@ def _listed_files(path: Path, moa: str | None, table: str | Path | None) -> pd.D
 
 def _read_table(path: Path, table: str | Path, moa: str | None) -> pd.DataFrame:
     if not path.is_dir():
-        raise ValueError(f"a table lists the files of a folder; {str(path)!r} is none")
+        raise ValueError(f"a table lists the files of a folder; {str(path)!r} is not one")
     table = Path(table)
     listed = read_table(table, ["file"] if moa else ["file", "moa"])
     if moa is not None:
@@ -206,24 +189,24 @@ def _read_rgb(file: Path, name: str) -> np.ndarray:
             _check_size((len(image.getbands()), image.height, image.width))
             mode, pixels = image.mode, np.asarray(image)
     except (SyntaxError, OSError, Image.DecompressionBombError) as error:  # Pillow raises these for a broken PNG
-        raise ImageError(f"{name}: damaged, or no PNG: {error}") from error
+        raise ImageError(f"{name}: damaged, or not a PNG: {error}") from error
     if mode != "RGB":
         raise ImageError(f"{name}: images of three channels are PNGs in RGB, this one has mode {mode!r}")
     return from_rgb(pixels)
 
 
 def _read_planes(file: Path, name: str, channels: int) -> np.ndarray:
-    """The planes of a TIFF, (C, H, W)."""
+    """The planes of a TIFF, `(C, H, W)`."""
     with file.open("rb") as opened:
         if opened.read(4) not in TIFF_MAGICS:
-            raise ImageError(f"{name}: no TIFF")
+            raise ImageError(f"{name}: not a TIFF")
     try:
         with tifffile.TiffFile(file, is_ome=False) as tiff:
             page = tiff.pages[0]
             for shape in ((page.samplesperpixel, page.imagedepth, page.imagelength, page.imagewidth), page.chunks):
                 _check_size(shape)
             if page.planarconfig == tifffile.PLANARCONFIG.SEPARATE and page.samplesperpixel > 1:
-                # How tifffile writes three uint8 planes unless told otherwise. It would fill what is missing with 0.
+                # How tifffile writes three uint8 planes by default. It would fill what is missing with 0.
                 if max(map(sum, zip(page.dataoffsets, page.databytecounts, strict=True))) > tiff.filehandle.size:
                     raise ImageError("truncated")
                 check_compression(page)
@@ -240,7 +223,7 @@ def _read_planes(file: Path, name: str, channels: int) -> np.ndarray:
 
 @lru_cache(maxsize=1)
 def _has_negative(file: Path, max_bytes: int) -> bool:
-    """Whether the floats of a file lie in [-1, 1]: what one image alone may not tell."""
+    """Whether the floats of a file lie in [-1, 1]: what one image alone may not show."""
     array = open_array(file, max_bytes)
     return any(bool((part < 0).any()) for part in (array if array.ndim == 4 else array[None]))
 

@@ -28,16 +28,10 @@ PROGRESS_FROM = 10_000  # crops
 
 
 class StoredImages:
-    """The images of a `.npy` file: `images[rows]` reads copies of them from the file.
+    """The `(N, C, H, W)` uint8 images of a `.npy` file: `images[rows]` reads copies of them from the file.
 
     Reads, not a memory map: the pages of a map count as resident memory of every process that has touched them, and
     batch schedulers kill jobs for it.
-
-    Args:
-        path: A `.npy` file of an array of shape `(N, C, H, W)`, uint8, in C order.
-
-    Attributes:
-        shape: `(N, C, H, W)`.
     """
 
     def __init__(self, path: str | Path):
@@ -65,12 +59,12 @@ class StoredImages:
                     raise OSError(f"{self.path} ends within row {row}; delete it to have it written again")
         return images
 
-    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: np.dtype | None = None, *, copy: bool | None = None) -> np.ndarray:
         return self[:] if dtype is None else self[:].astype(dtype, copy=False)
 
 
 def open_images(dataset: datasets.Dataset, cache_dir: str | Path | None = None) -> StoredImages | np.ndarray:
-    """Open the images of a data set for fast random access, in the order of its rows.
+    """Open the images of a data set, `(N, C, H, W)` uint8, for fast random access, in the order of its rows.
 
     They are decoded the first time, into a file that is named after the data set's fingerprint and lies beside its
     Arrow files. A data set in memory, which has no files, is decoded into memory, unless there is a `cache_dir`.
@@ -81,19 +75,11 @@ def open_images(dataset: datasets.Dataset, cache_dir: str | Path | None = None) 
         cache_dir: Folder of the file, instead of the data set's own. A folder that cannot be written is replaced by
             one for temporary files, with a warning.
 
-    Returns:
-        uint8 of shape (N, C, H, W); `images[rows]` copies those rows.
-
     Raises:
         ValueError:
             If the data set is empty or names no channels, or an image is missing, cannot be decoded, or differs in
             size from the first.
         OSError: If the file cannot be written, for example for want of space. No part of it is left.
-
-    Example:
-        >>> images = open_images(load_dataset("cells/", split="train"))  # doctest: +SKIP
-        >>> images[[5, 3]].shape                                         # doctest: +SKIP
-        (2, 3, 96, 96)
     """
     shape = _shape_of(dataset)
     files = [Path(entry["filename"]) for entry in dataset.cache_files]
@@ -104,7 +90,7 @@ def open_images(dataset: datasets.Dataset, cache_dir: str | Path | None = None) 
         return images
 
     folder = Path(cache_dir) if cache_dir is not None else files[0].parent
-    # A fingerprint may tell where the Arrow files are and not what they hold, hence their size and time.
+    # A fingerprint may depend on where the Arrow files are and not on what they hold, hence their size and time.
     stamps = repr([(stat.st_size, stat.st_mtime_ns) for stat in map(os.stat, files)])
     stamp = hashlib.sha256(stamps.encode()).hexdigest()[:8]
     # The fingerprint of a data set that was saved or downloaded is what a file of it says.

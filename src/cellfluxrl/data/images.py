@@ -147,11 +147,7 @@ def to_rgb(images: np.ndarray) -> np.ndarray:
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """Convert `(N, 3, H, W)` images in [-1, 1] to RGB: red is the last channel, blue the first.
-
-    Raises:
-        ValueError: If there are not three channels.
-    """
+    """Convert `(N, 3, H, W)` images in [-1, 1] to RGB: red is the last channel, blue the first."""
     if images.shape[1] != 3:
         raise ValueError(f'output_type="pil" needs three channels, there are {images.shape[1]}: use "pt" or "np"')
     return [Image.fromarray(picture) for picture in to_rgb(to_uint8(images))]
@@ -163,16 +159,10 @@ def channel_colors(count: int) -> Sequence[tuple[int, int, int]]:
 
 
 def composite(crop: np.ndarray, colors: Sequence[tuple[int, int, int]]) -> np.ndarray:
-    """Lay coloured channels over each other as light is ("screen": 1 - product of (1 - light)), which cannot overflow.
+    """Lay coloured channels of a `(C, H, W)` uint8 crop over each other as light is, `(H, W, 3)` uint8.
 
-    More than three channels are dimmed, or else most cells would be white.
-
-    Args:
-        crop: `(C, H, W)`; uint8.
-        colors: RGB in 0-255 of each channel's brightest pixel.
-
-    Returns:
-        `numpy.ndarray` of shape `(H, W, 3)`, uint8. In pure blue, green and red the channels stay apart.
+    "Screen", 1 - product of (1 - light), cannot overflow. In pure blue, green and red the channels stay apart. More
+    than three channels are dimmed, or else most cells would be white.
 
     Example:
         >>> composite(np.full((3, 1, 1), 51, np.uint8), BLUE_GREEN_RED).tolist()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cellfluxrl.data.compounds import CONTROL
@@ -34,50 +35,45 @@ def count_cells(source: str | Path | Cells) -> pd.DataFrame:
         FileNotFoundError: If the folder has no Parquet files.
         ValueError: If columns are missing.
     """
-    if isinstance(source, (str, Path)):
-        files = parquet_files(source)
-        # One file at a time: strings of millions of rows are large.
-        parts = [
-            _count(pq.read_table(_checked(file, pq.read_schema(file).names), columns=COUNT_COLUMNS)) for file in files
-        ]
-    else:
-        splits = source.values() if isinstance(source, datasets.DatasetDict) else [source]
-        parts = []
-        for split in splits:
-            _checked("the data set", split.column_names)
-            parts += [
-                _count(batch) for batch in split.select_columns(COUNT_COLUMNS).with_format("arrow").iter(100_000)
-            ]
+    parts = [_count(table) for table in _tables(source)]
     counts = pd.concat(parts) if parts else pd.DataFrame(columns=[*COUNT_COLUMNS, "cells"])
     return counts.groupby(COUNT_COLUMNS, as_index=False)["cells"].sum()
 
 
 def parquet_files(folder: str | Path) -> list[Path]:
+    """The Parquet files of a data set that was built in a folder."""
     files = sorted(Path(folder).glob("data/*/*.parquet"))
     if not files:
         raise FileNotFoundError(f"{str(folder)!r} has no data/*/*.parquet: it is not a data set that was built")
     return files
 
 
-def _checked(source: str | Path, columns: Sequence[str]) -> str | Path:
+def _tables(source: str | Path | Cells) -> Iterator[pa.Table]:
+    """Yield the columns that are counted, a part at a time: strings of millions of rows are large."""
+    if isinstance(source, (str, Path)):
+        for file in parquet_files(source):
+            _check_columns(file, pq.read_schema(file).names)
+            yield pq.read_table(file, columns=COUNT_COLUMNS)
+    else:
+        for split in source.values() if isinstance(source, datasets.DatasetDict) else [source]:
+            _check_columns("the data set", split.column_names)
+            yield from split.select_columns(COUNT_COLUMNS).with_format("arrow").iter(100_000)
+
+
+def _check_columns(source: str | Path, columns: Sequence[str]) -> None:
     missing = [column for column in COUNT_COLUMNS if column not in columns]
     if missing:
         raise ValueError(f"{source} lacks the columns {missing}; it has {list(columns)}")
-    return source
 
 
-def _count(table) -> pd.DataFrame:
-    """Count the rows of a `pyarrow.Table`; an unknown MoA is the empty string."""
+def _count(table: pa.Table) -> pd.DataFrame:
+    """Count the rows; an unknown MoA is the empty string."""
     frame = table.to_pandas().fillna({"moa": ""})
     return frame.groupby(COUNT_COLUMNS, as_index=False).size().rename(columns={"size": "cells"})
 
 
 def count_tables(counts: pd.DataFrame) -> dict[str, pd.DataFrame]:
-    """Sum [`count_cells`]'s result up: per split, plate, mechanism of action and compound.
-
-    Returns:
-        By title, tables to show as they are.
-    """
+    """Sum [`count_cells`]'s result up: by title, tables per split, plate, mechanism of action and compound."""
     counts = counts.astype({"concentration": float, "cells": int})
     # The MoA of controls is "DMSO" whatever a user's control compound is called.
     counts["kind"] = np.where(counts["moa"] == CONTROL, "control cells", "treated cells")

@@ -34,15 +34,6 @@ def load_cells(
         test_plates: The plates of the test split; by default the last treated plate, or the split of the data set.
         cells_per_moa: Of `"simulated"`, the treated cells of each mechanism, and the controls of each plate.
         seed: Of `"simulated"`.
-
-    Returns:
-        Splits `train` and `test`.
-
-    Raises:
-        ValueError: If there is no such data set, it lacks a split, or its crops are not of `image_size`.
-
-    Example:
-        >>> load_cells("my_cells", "runs/cache", image_size=96)["train"]              # doctest: +SKIP
     """
     common = {"cache_dir": str(cache_dir), "held_out": tuple(test_plates or ()), "image_size": image_size}
     # Imported here because loading a finished data set needs none of what builds one.
@@ -88,24 +79,18 @@ def with_known_moa(cells: datasets.DatasetDict) -> datasets.DatasetDict:
     kept = {}
     for name, split in cells.items():
         known = [i for i, moa in enumerate(split["moa"]) if moa]
+        kept[name] = split
         if len(known) < len(split):
             logger.warning("%s: %d cells without a mechanism of action are left out", name, len(split) - len(known))
-            split = split.select(known)
-        kept[name] = split
+            kept[name] = split.select(known)
     return datasets.DatasetDict(kept)
 
 
 def load_split(name: str, split: str) -> datasets.Dataset:
-    """Load a split of a data set.
+    """Load a split of a data set; a `Dataset` that was saved alone has none, and is taken whole.
 
-    Args:
-        name: A folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`,
-            or `"org/name"` on the Hub.
-        split: Which one. A `Dataset` that was saved alone has none, and is taken whole.
-
-    Raises:
-        ValueError: If there is no such data set or split.
-        ConnectionError: If the Hub cannot be reached.
+    `name` is a folder that `cellfluxrl data build` made, one of `Dataset.save_to_disk` or `DatasetDict.save_to_disk`,
+    or `"org/name"` on the Hub.
     """
     loaded = _load(name)
     if isinstance(loaded, datasets.Dataset):

@@ -26,8 +26,8 @@ def flip(images: np.ndarray, flips: torch.Tensor) -> np.ndarray:
     """Flip and transpose each of `(N, C, H, H)` images as [`draw_flips`] says, bool of shape `(3, N)`."""
     moved = np.empty(images.shape, dtype=images.dtype)
     for target, image, across, down, transposed in zip(moved, images, *flips.tolist(), strict=True):
-        image = image[:, :: -1 if down else 1, :: -1 if across else 1]
-        target[...] = image.swapaxes(-1, -2) if transposed else image
+        flipped = image[:, :: -1 if down else 1, :: -1 if across else 1]
+        target[...] = flipped.swapaxes(-1, -2) if transposed else flipped
     return moved
 
 
@@ -45,9 +45,6 @@ def vary_brightness(
         images: `(N, C, H, W)`; in [-1, 1]; black stays black, white may be passed.
         spread: Standard deviation of the logarithm of the gain; 0 changes nothing and draws nothing.
         generator: For all images, or for each.
-
-    Raises:
-        ValueError: If `spread` is negative, or `images` are not images.
     """
     if spread < 0:
         raise ValueError(f"the spread of the brightness (control_gain) must not be negative, got {spread}")
@@ -63,13 +60,7 @@ def vary_brightness(
 
 @dataclass(frozen=True)
 class PairBatch:
-    """N pairs.
-
-    Args:
-        control: `(N, ...)`; control samples, of images in [-1, 1].
-        treated: `(N, ...)`; a treated sample of the same plate and split for each.
-        condition: `(N,)`; row of `PairSource.conditions` of each pair.
-    """
+    """N pairs of samples, `(N, ...)` (images in [-1, 1]), and their rows of `PairSource.conditions`, `(N,)`."""
 
     control: torch.Tensor
     treated: torch.Tensor
@@ -87,7 +78,7 @@ class PairSource(Protocol):
     conditions: pd.DataFrame
     treated_condition: torch.Tensor
 
-    def draw(self, batch_size: int, generator: torch.Generator, augment: bool = True) -> PairBatch:
+    def draw(self, batch_size: int, generator: torch.Generator, *, augment: bool = True) -> PairBatch:
         """Draw targets at random, and a control for each, as [`draw_controls`] does."""
         ...
 
@@ -95,7 +86,9 @@ class PairSource(Protocol):
         """Draw conditions, as often as they have targets; `(num_groups,)`."""
         ...
 
-    def draw_controls(self, condition: torch.Tensor, generator: torch.Generator, augment: bool = True) -> torch.Tensor:
+    def draw_controls(
+        self, condition: torch.Tensor, generator: torch.Generator, *, augment: bool = True
+    ) -> torch.Tensor:
         """Draw a control for each condition, `(N,)`, independently of all else; `(N, ...)`."""
         ...
 
@@ -136,12 +129,12 @@ class ControlTreatedPairs:
         self.treated_condition = torch.tensor(index.get_indexer(pd.MultiIndex.from_frame(treated[keys])))
 
         # The controls, sorted by plate and split: those of condition c are `size[c]` rows from `start[c]` on.
-        place = ["plate", "split"]
-        controls = table[table["is_control"]].sort_values(place, kind="stable")
-        sizes = controls.groupby(place).size()
-        group = sizes.index.get_indexer(pd.MultiIndex.from_frame(self.conditions[place]))
+        group_keys = ["plate", "split"]
+        controls = table[table["is_control"]].sort_values(group_keys, kind="stable")
+        sizes = controls.groupby(group_keys).size()
+        group = sizes.index.get_indexer(pd.MultiIndex.from_frame(self.conditions[group_keys]))
         if (group < 0).any():
-            plate, split = self.conditions[place].iloc[int((group < 0).argmax())]
+            plate, split = self.conditions[group_keys].iloc[int((group < 0).argmax())]
             raise ValueError(f"plate {plate!r} has treated cells but no control cell in split {split!r}")
         self._control_rows = torch.tensor(controls.index.to_numpy())
         self._control_size = torch.tensor(sizes.to_numpy()[group])
@@ -156,15 +149,17 @@ class ControlTreatedPairs:
         places = torch.stack([self._control_start, self._control_size], dim=1).unique(dim=0).tolist()
         return torch.cat([self._control_rows[start : start + size] for start, size in places])
 
-    def draw(self, batch_size: int, generator: torch.Generator, augment: bool = True) -> PairBatch:
+    def draw(self, batch_size: int, generator: torch.Generator, *, augment: bool = True) -> PairBatch:
         """Draw pairs at random with replacement; `augment` flips and transposes both sides independently."""
         chosen = torch.randint(len(self), (batch_size,), generator=generator)
         condition = self.treated_condition[chosen]
-        control = self.draw_controls(condition, generator, augment)
+        control = self.draw_controls(condition, generator, augment=augment)
         flips = draw_flips(batch_size, generator) if augment else None
         return PairBatch(control, self._read(self.treated_rows[chosen], flips), condition)
 
-    def draw_controls(self, condition: torch.Tensor, generator: torch.Generator, augment: bool = True) -> torch.Tensor:
+    def draw_controls(
+        self, condition: torch.Tensor, generator: torch.Generator, *, augment: bool = True
+    ) -> torch.Tensor:
         """Draw a random control cell of the plate and split of each condition, `(N, C, H, W)` in [-1, 1]."""
         rows = self._controls_at(condition, torch.rand(len(condition), generator=generator))
         return self._read(rows, draw_flips(len(rows), generator) if augment else None)
@@ -182,7 +177,7 @@ class ControlTreatedPairs:
         return max(1, len(self) // (batch_size * world_size))
 
     def epoch_batches(
-        self, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, augment: bool = True
+        self, batch_size: int, seed: int, epoch: int, rank: int = 0, world_size: int = 1, *, augment: bool = True
     ) -> PairBatches:
         """Go through the treated cells in a new order, each with a control cell that is drawn anew.
 

@@ -34,7 +34,7 @@ def row_groups(cells: Iterable[Cells]) -> Iterator[Cells]:
 
 
 def encode_cells(cells: Cells) -> tuple[pd.DataFrame, Sequence[bytes | np.ndarray]]:
-    """Rows, and images as they are published: PNG of three channels (red is the last one), arrays of other numbers."""
+    """Rows, and images as they are published: PNG of three channels (red is the last), arrays of other numbers."""
     if cells.images.shape[1] != 3:
         return cells.rows, cells.images
     return cells.rows, [_png(image) for image in np.ascontiguousarray(cells.images[:, ::-1].transpose(0, 2, 3, 1))]
@@ -49,13 +49,7 @@ def _png(image: np.ndarray) -> bytes:
 
 
 class ShardWriter:
-    """Writes `folder/NAME-00000.parquet`, `-00001`, ... with at most `ROWS_PER_SHARD` rows each.
-
-    Args:
-        folder: Made if it is not there.
-        name: Beginning of the file names.
-        features: See [`cell_features`], as published.
-    """
+    """Writes `folder/NAME-00000.parquet`, `-00001`, ... with at most `ROWS_PER_SHARD` rows each."""
 
     def __init__(self, folder: Path, name: str, features: datasets.Features):
         self.folder, self.name, self.features = folder, name, features

@@ -58,7 +58,7 @@ def _interrupts_later() -> Iterator[None]:
     """Ctrl-C waits for the end of the block, and processes that are started within never get it.
 
     Blocking the signal alone, which processes inherit, is not enough: another thread of this process may take it, and
-    Python then interrupts the main thread all the same, in the middle of telling a new process what to do.
+    Python then interrupts the main thread all the same, in the middle of starting a new process.
     """
     if threading.current_thread() is not threading.main_thread():  # it gets no KeyboardInterrupt
         yield
@@ -78,7 +78,8 @@ def _interrupts_later() -> Iterator[None]:
 
 
 def begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent answers Ctrl-C, and ends the pool
+    """Set up a process of a pool: it ignores Ctrl-C, which the parent answers, and ends with its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

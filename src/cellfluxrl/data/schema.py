@@ -11,18 +11,12 @@ CHANNEL_NAMES = ("dna", "tubulin", "actin")
 LOW_PERCENTILE, HIGH_PERCENTILE = 0.5, 99.7
 
 
-def cell_features(channel_names: Sequence[str], image_size: int, published: bool = False) -> datasets.Features:
-    """Features of a data set of single-cell crops.
+def cell_features(channel_names: Sequence[str], image_size: int, *, published: bool = False) -> datasets.Features:
+    """Features of a data set of single-cell crops; the channel names are kept in their metadata.
 
-    Args:
-        channel_names: Names of the image channels, in order; kept in the features' metadata.
-        image_size: Height and width in pixels.
-        published: As written to Parquet: with three channels `image` is then a PNG (red is the last channel, blue the
-            first), which takes half the space, is lossless and is shown by the Hub's viewer.
-
-    Returns:
-        `image` is uint8 of shape (C, H, W); `concentration` is in uM; `x` and `y` are the nucleus' centre in the field
-        of view, in pixels (NaN where unknown).
+    `image` is uint8 `(C, H, W)`; if `published` and of three channels, a PNG (red is the last channel, blue the first)
+    that takes half the space, is lossless and is shown by the Hub's viewer. `concentration` is in uM; `x` and `y` are
+    the nucleus' centre in the field of view, in pixels (NaN where unknown).
     """
     names = ",".join(channel_names)
     if published and len(channel_names) == 3:
@@ -52,11 +46,7 @@ def cell_features(channel_names: Sequence[str], image_size: int, published: bool
 
 
 def channel_names_of(dataset: datasets.Dataset) -> tuple[str, ...]:
-    """Names of the image channels of a data set, from its features' metadata.
-
-    Raises:
-        ValueError: If the data set has no image column of cells, or its features name no channels.
-    """
+    """Names of the image channels of a data set, from its features' metadata."""
     feature = dataset.features.get("image")
     if not isinstance(feature, (datasets.Array3D, datasets.Image)) or not feature.id:
         raise ValueError(f"the data set has no image column with channel names; its columns: {dataset.column_names}")
@@ -66,15 +56,7 @@ def channel_names_of(dataset: datasets.Dataset) -> tuple[str, ...]:
 def channel_order(
     found: Sequence[str], wanted: Sequence[str], whose: str = "the network", where: str = "the data set has"
 ) -> list[int]:
-    """Where each of the wanted channels is among those that are found.
-
-    Args:
-        found, wanted: Names of channels.
-        whose: What the wanted channels are those of, for the message.
-        where: What has the others.
-
-    Raises:
-        ValueError: If they are not the same channels.
+    """Where each of the wanted channels is among those that are found; `whose` and `where` are for the message.
 
     Example:
         >>> channel_order(("actin", "tubulin", "dna"), ("dna", "tubulin", "actin"))

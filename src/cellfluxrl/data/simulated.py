@@ -3,10 +3,10 @@
 The renderer imitates BBBC021's single-cell crops [1]_: one cell in the centre, its neighbours around it, DNA,
 beta-tubulin and actin in three channels. A picture is made in four steps:
 
-1. *draw*: every image has its own random generator, and every cell gets its size, shape and brightness from the
+1. *draw*: every image has a separate random generator, and every cell gets its size, shape and brightness from the
    phenotype of its MoA (`DMSO_PHENOTYPE` and `MOA_EFFECTS` are all the biology there is);
 2. *trace*: each pixel goes to the cell whose outline it is deepest in, so neighbours touch and never overlap;
-3. *stain*: nuclei, filaments, cortex and stress fibres are painted in the coordinates of the pixel's own cell;
+3. *stain*: nuclei, filaments, cortex and stress fibres are painted in the coordinates of the pixel's cell;
 4. *photograph*: the plate's blur, gain and background, shot noise, and a square-root stretch to 8 bits.
 
 All lengths are in pixels of a 48 x 48 crop (`REFERENCE_SIZE`); a larger crop shows the same cells more finely.
@@ -77,17 +77,7 @@ class SimulatedCrops:
 def dose_effect(
     concentration: float | np.ndarray, half_effect_concentration: float | np.ndarray
 ) -> np.floating | np.ndarray:
-    """Effect strength of a dose: a Hill curve, 0 without compound, 0.5 at the half-effect concentration.
-
-    Args:
-        concentration: in uM, not negative; any shape.
-        half_effect_concentration: in uM, positive; broadcasts against `concentration`.
-
-    Returns:
-        Values in [0, 1], of the broadcast shape; the Hill coefficient is `HILL_COEFFICIENT`.
-
-    Raises:
-        ValueError: if a concentration is negative or not finite, or a half-effect concentration is not positive.
+    """Effect strength of a dose in uM: a Hill curve, 0 without compound, 0.5 at the half-effect concentration.
 
     Example:
         >>> dose_effect([0.0, 3.0], 3.0).tolist()
@@ -118,7 +108,7 @@ def simulate_cells(
     Args:
         moa: N names, each "DMSO" or one of `MOAS`.
         effect: dose response strength in [0, 1], a scalar or (N,); see `dose_effect`. 0 looks like DMSO.
-        plate: index of the plate, at least 0, a scalar or (N,). A plate has its own gain per channel, blur and
+        plate: index of the plate, at least 0, a scalar or (N,). A plate has a gain per channel, blur and
             background, whatever the `seed`.
         image_size: height and width in pixels, at least `MIN_IMAGE_SIZE`. The field of view stays the same.
         seed: at least 0.
@@ -196,7 +186,8 @@ def _simulate_chunk(indices: range, names, effect, plate, image_size: int, seed:
     stained = stain(pixels, noise)
     image = photograph(stained, plate[chosen], draws.camera, scale)
 
-    order, rank = _visible_first(pixels.visible)
+    order = np.argsort(~pixels.visible, axis=1, kind="stable")  # (n, MAX_CELLS), visible cells first
+    rank = np.argsort(order, axis=1)
     cell_labels = np.where(pixels.inside, np.take_along_axis(rank, pixels.owner, axis=1) + 1, 0)
     cell_labels = cell_labels.astype(np.uint8).reshape(-1, image_size, image_size)
     nucleus_labels = cell_labels * pixels.in_nucleus.reshape(cell_labels.shape)
@@ -204,12 +195,6 @@ def _simulate_chunk(indices: range, names, effect, plate, image_size: int, seed:
     parameters["n_nuclei"] = np.array([len(np.unique(labels[labels > 0])) for labels in nucleus_labels])
     parameters |= {"effect": effect[chosen].copy(), "plate": plate[chosen].copy()}
     return SimulatedCrops(image, nucleus_labels, cell_labels, parameters)
-
-
-def _visible_first(visible: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Order that puts visible cells first, and each cell's rank in it; both (n, MAX_CELLS)."""
-    order = np.argsort(~visible, axis=1, kind="stable")
-    return order, np.argsort(order, axis=1)
 
 
 def _ground_truth(

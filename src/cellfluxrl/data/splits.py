@@ -30,7 +30,7 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
       if there are two or more, else nothing is. New cells of known compounds on a new plate.
     - `"cellflux"`: CellFlux's eight held-out compounds (`CELLFLUX_HELD_OUT`) are the test split.
     - `"leave_one_compound_out"`: all doses of one compound are. Ljosa et al. (2013) judge profiles so: a compound's
-      mechanism is told from other compounds ("not same compound").
+      mechanism is predicted from other compounds ("not same compound").
     - `"leave_one_batch_out"`: all plates of one batch are; a batch of BBBC021 is a week. Together with the former it
       is the "not same compound or batch" of Ando et al. (2017).
     - `"published"`: the column `split` decides, as it came with the data (IMPA's table): "test", "val" and "ood" are
@@ -45,9 +45,6 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
         wells: Has the columns `WELL_COLUMNS`; `is_control` is boolean.
         scheme: One of `SCHEMES`.
         held_out: What is held out: plates, or exactly one compound or batch; empty for `"cellflux"` and `"published"`.
-
-    Returns:
-        `pandas.Series` of "train" and "test", named `split`, with the index of `wells`.
 
     Raises:
         ValueError: For an unknown scheme, a name to hold out that is not there, a split without treated cells, a
@@ -97,32 +94,17 @@ def assign_splits(wells: pd.DataFrame, scheme: str, held_out: Sequence[str] = ()
 
 
 def batch_of(plate: str) -> str:
-    """The batch of a plate: what is before the last underscore, or the plate itself.
-
-    Example:
-        >>> batch_of("Week4_27821"), batch_of("P1")
-        ('Week4', 'P1')
-    """
+    """The batch of a plate: what is before the last underscore (`Week4` of `Week4_27821`), or the plate itself."""
     return plate.rpartition("_")[0] or plate
 
 
 def resplit(
     dataset: datasets.Dataset | datasets.DatasetDict, scheme: str, held_out: Sequence[str] = ()
 ) -> datasets.DatasetDict:
-    """Assign the cells of a data set to splits anew.
+    """Assign the cells of a data set to the splits `train` and, unless it is empty, `test`, and its column `split`.
 
     Images are not copied, but for a data set whose rows had been selected or shuffled; to go through folds, split the
-    data set as it was loaded again each time.
-
-    Args:
-        dataset: Cells of the schema ([`cell_features`]).
-        scheme, held_out: See [`assign_splits`]; batches are those of [`batch_of`].
-
-    Returns:
-        `train` and, unless it is empty, `test`; the column `split` says the same.
-
-    Raises:
-        ValueError: See [`assign_splits`].
+    data set as it was loaded again each time. Batches are those of [`batch_of`].
     """
     if isinstance(dataset, datasets.DatasetDict):
         dataset = datasets.concatenate_datasets(list(dataset.values()))
@@ -143,24 +125,13 @@ def row_splitter(
 ) -> Callable[[pd.DataFrame], np.ndarray]:
     """Decide the splits of a whole screen at once, for rows that come later, a part at a time.
 
-    Args:
-        fields: All fields of view, with `WELL_COLUMNS`, `field`, and `split` for `"published"`.
-        scheme, held_out: See [`assign_splits`].
-
-    Returns:
-        A function from rows with `plate` and `field` (or, for `"published"`, `split`) to an array of their splits.
-
-    Raises:
-        ValueError: See [`assign_splits`].
+    The function that is returned takes rows with `plate` and `field` (or, for `"published"`, `split`).
     """
     splits = assign_splits(fields, scheme, held_out)
     if scheme == "published":
         return lambda rows: rows["split"].map(PUBLISHED_SPLITS).to_numpy()
     known = dict(zip(zip(fields["plate"], fields["field"], strict=True), splits, strict=True))
     return lambda rows: np.array([known[key] for key in zip(rows["plate"], rows["field"], strict=True)])
-
-
-# --- checks ---
 
 
 def _check_table(wells: pd.DataFrame) -> None:
@@ -190,9 +161,6 @@ def _check_held_out(
     for name in held_out:
         if name not in set(allowed):
             raise unknown_name(kind, name, set(allowed))
-
-
-# --- schemes ---
 
 
 def _as_splits(in_test: pd.Series | np.ndarray, wells: pd.DataFrame) -> pd.Series:

@@ -8,13 +8,14 @@ import gzip
 import io
 import re
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.compounds import read_molecule
+from cellfluxrl.errors import unknown_name
 
 _NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 _NAME = re.compile(r"\w[\w +.-]*")
@@ -23,21 +24,13 @@ MAX_WHOLE = 10**9  # fits into the schema's int32
 
 
 def read_table(path: Path, required: Sequence[str]) -> pd.DataFrame:
-    """Read a CSV file as text.
+    """Read a CSV file as text: an empty cell is `""`, and the index, named `line`, says where each row begins.
 
-    pandas would fill up rows that are too short, take some texts for missing values, and not tell the lines.
+    pandas would fill up rows that are too short, take some texts for missing values, and not report the lines.
 
     Args:
         path: The file: comma-separated, UTF-8, with any line ends; compressed if its name ends in `.gz`.
         required: Columns that must be there.
-
-    Returns:
-        `pandas.DataFrame` of `str`; an empty cell is `""`. The index, named `line`, tells where each row begins in the
-        file; blank lines are left out.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it cannot be read as a table, has no rows, or lacks columns.
     """
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -68,7 +61,7 @@ def _decode(path: Path) -> str:
 
 
 def _parse(text: str) -> Iterator[tuple[int, list[str]]]:
-    """Rows with the lines where they begin: a cell in quotes may go on over several."""
+    """Rows with the lines where they begin: a cell in quotes may span several."""
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     line = 1
     for row in reader:
@@ -92,26 +85,14 @@ def _check_header(header: list[str], required: Sequence[str], path: Path) -> Non
 
 
 def refuse(table: pd.DataFrame, path: Path, column: str, bad: pd.Series | np.ndarray, why: str) -> None:
-    """Raise a `ValueError` that names file, line and value of the first row that is `bad`, if there is one.
-
-    Args:
-        table: Indexed by line, as [`read_table`] returns it.
-        path: The file, for the message.
-        column: The column whose value is named.
-        bad: Boolean, one for each row of the table.
-        why: What is wrong with it.
-    """
+    """Raise a `ValueError` with file, line and value of the first row that is `bad`, if any, and `why` it is."""
     if np.any(bad):
         row = int(np.argmax(np.asarray(bad)))
         raise ValueError(f"{path}, line {table.index[row]}: {column} {str(table[column].iloc[row])!r}: {why}")
 
 
 def check_text(table: pd.DataFrame, path: Path) -> None:
-    """Refuse what a reader would not see: white space at the ends of a cell, and characters that are not printed.
-
-    Raises:
-        ValueError: Naming the line and the value.
-    """
+    """Refuse what a reader would not see: white space at the ends of a cell, and characters that are not printed."""
     for column in table.columns:
         refuse(table, path, column, table[column] != table[column].str.strip(), "has white space at an end")
         hidden = ~table[column].map(str.isprintable).astype(bool)
@@ -119,22 +100,20 @@ def check_text(table: pd.DataFrame, path: Path) -> None:
 
 
 def check_filled(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
-    """Refuse empty cells.
-
-    Raises:
-        ValueError: Naming the line and the column.
-    """
+    """Refuse empty cells."""
     for column in columns:
         refuse(table, path, column, table[column] == "", "must not be empty")
 
 
-def check_names(table: pd.DataFrame, path: Path, column: str) -> None:
-    """Refuse names of plates and wells that would be no good as part of a file name.
+def check_known(table: pd.DataFrame, path: Path, column: str, known: Collection[str]) -> None:
+    """Refuse values that are not known."""
+    for line, value in table[column].drop_duplicates().items():
+        if value not in known:
+            raise unknown_name(f"{column} in {path}, line {line}:", value, known)
 
-    Raises:
-        ValueError: Naming the first line whose name is something else than letters, digits, spaces, `_`, `-`, `+` and
-            `.`, begins with none of the first two and `_`, or is longer than `MAX_NAME_BYTES`.
-    """
+
+def check_names(table: pd.DataFrame, path: Path, column: str) -> None:
+    """Refuse names of plates and wells that would be no good as part of a file name."""
     good = table[column].map(lambda name: bool(_NAME.fullmatch(name)) and len(name.encode()) <= MAX_NAME_BYTES)
     why = (
         "must be letters, digits, spaces, '_', '-', '+' or '.', begin with a letter, digit or '_', and have at most "
@@ -144,11 +123,7 @@ def check_names(table: pd.DataFrame, path: Path, column: str) -> None:
 
 
 def check_same(table: pd.DataFrame, path: Path, column: str, within: Sequence[str]) -> None:
-    """Refuse rows that agree in the columns `within` but not in `column`.
-
-    Raises:
-        ValueError: Naming the line, the value, and what the first such row has.
-    """
+    """Refuse rows that agree in the columns `within` but not in `column`."""
     first = table.groupby(list(within))[column].transform("first")
     differs = (table[column] != first).to_numpy()
     if differs.any():
@@ -158,11 +133,7 @@ def check_same(table: pd.DataFrame, path: Path, column: str, within: Sequence[st
 
 
 def check_unique(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> None:
-    """Refuse rows that agree in all of `columns`.
-
-    Raises:
-        ValueError: Naming the values, the line of the second row and that of the first.
-    """
+    """Refuse rows that agree in all of `columns`."""
     repeated = table.duplicated(list(columns)).to_numpy()
     if repeated.any():
         second = table[list(columns)].iloc[int(np.argmax(repeated))]
@@ -171,18 +142,10 @@ def check_unique(table: pd.DataFrame, path: Path, columns: Sequence[str]) -> Non
         raise ValueError(f"{path}, line {second.name}: {values}: there a second time, first in line {first}")
 
 
-def numbers(table: pd.DataFrame, path: Path, column: str, whole: bool = False) -> np.ndarray:
-    """Convert a column of text to numbers that are not negative.
+def numbers(table: pd.DataFrame, path: Path, column: str, *, whole: bool = False) -> np.ndarray:
+    """Convert a column of text to numbers that are not negative and that float32 can hold.
 
-    Args:
-        table, path, column: As for [`refuse`].
-        whole: Only whole numbers below `MAX_WHOLE`; spreadsheets write 1 as 1.0.
-
-    Returns:
-        float64, or int64 if `whole`.
-
-    Raises:
-        ValueError: Naming the first line and value that is no such number, or that float32 cannot hold.
+    With `whole` to whole numbers below `MAX_WHOLE`; spreadsheets write 1 as 1.0.
     """
     kind = "a whole number" if whole else "a number"
     refuse(table, path, column, ~table[column].str.fullmatch(_NUMBER).astype(bool), f"not {kind} that is at least 0")
@@ -199,11 +162,7 @@ def numbers(table: pd.DataFrame, path: Path, column: str, whole: bool = False) -
 
 
 def check_smiles(table: pd.DataFrame, path: Path, column: str) -> None:
-    """Refuse structures that RDKit cannot read; an empty cell is none.
-
-    Raises:
-        ValueError: Naming the line, and the place in the SMILES.
-    """
+    """Refuse structures that RDKit cannot read; an empty cell has none."""
     for line, smiles in table.loc[table[column] != "", column].drop_duplicates().items():
         try:
             read_molecule(smiles)

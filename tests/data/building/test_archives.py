@@ -256,7 +256,7 @@ def test_only_web_addresses(url, tmp_path):
 
 
 def test_a_hash_that_is_none(tmp_path):
-    with pytest.raises(ValueError, match="'abc' is no SHA-256"):
+    with pytest.raises(ValueError, match="'abc' is not a SHA-256"):
         download("http://127.0.0.1/a.zip", tmp_path / "a.zip", "abc")
 
 

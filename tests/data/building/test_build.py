@@ -510,7 +510,7 @@ def test_a_folder_with_something_else_is_refused(tiny_web, tmp_path, capsys):
     (out / "data").mkdir(parents=True)
     (out / "README.md").write_text("of the user")
     assert run(out, "--data_dir", tiny_web, *OPTIONS) == 2
-    assert "holds ['README.md', 'data'], and is no build" in capsys.readouterr().err
+    assert "holds ['README.md', 'data'], and is not a build" in capsys.readouterr().err
     assert sorted(p.name for p in out.iterdir()) == ["README.md", "data"]
 
 
@@ -624,7 +624,7 @@ def test_the_builder_works_in_processes(tiny, tmp_path):
         ({"config_name": "crops"}, "the source 'crops' needs data_dir"),
         ({"config_name": "folder"}, "the source 'folder' needs table"),
         ({"config_name": "simulated", "settings": {"cell_per_moa": 3}}, "did you mean 'cells_per_moa'"),
-        ({"config_name": "simulated", "settings": {"image_size": 3}}, "'image_size' is an argument of its own"),
+        ({"config_name": "simulated", "settings": {"image_size": 3}}, "'image_size' is an argument of the builder"),
         ({"config_name": "simulated", "data_dir": "x"}, "unknown setting of the source 'simulated' 'data_dir'"),
     ],
 )

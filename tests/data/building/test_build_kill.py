@@ -115,7 +115,7 @@ def test_ctrl_c_ends_all_processes_and_says_how_to_go_on(plates, whole, tmp_path
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to all processes of the group
     _, error = process.communicate(timeout=120)
     assert process.returncode == 130, error
-    assert "plates are finished: the same command goes on" in error
+    assert "plates are finished: run the same command again to resume" in error
     assert "Traceback" not in error
     assert still_alive(children) == []
     assert not (output / ".partial").exists()

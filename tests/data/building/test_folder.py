@@ -400,7 +400,7 @@ TABLES = [
     (add("replicate", "second", "1"), r"line 4: replicate 'second': not a whole number"),
     (add("batch", "other", "one"), r"line 5: batch 'one': but 'other' in the first line with plate 'P_1', well"),
     (add("batch", "", "one"), r"line 4: batch '': must not be empty"),
-    (add("split", "training", "train"), r"line 4: split 'training': not one of train, test, val, ood"),
+    (add("split", "training", "train"), r"unknown split in .*line 4: 'training'; .*train"),
     (add("split", "test", "train"), r"line 5: split 'train': but 'test' in the first line with plate 'P_1', well"),
     (add("moa", "DMSO"), r"line 4: moa 'DMSO': is the mechanism of controls"),
     (add("moa", "Eg5 inhibitors"), r"line 5: moa '': but 'Eg5 inhibitors' in the first line"),

@@ -18,11 +18,13 @@ from cellfluxrl.data.cells import Source
 
 @dataclass
 class BBBC021Config(CellBuilderConfig):
-    """Args:
-    image_size: Height and width of the crops; by default they keep theirs.
-    plates: All by default.
-    table: The CSV file of the sources `"impa"` and `"folder"`.
-    settings: Further arguments of the source, for example `{"crop_size": 64}`.
+    """What [`BBBC021`] is built from.
+
+    Args:
+        image_size: Height and width of the crops; by default they keep theirs.
+        plates: All by default.
+        table: The CSV file of the sources `"impa"` and `"folder"`.
+        settings: Further arguments of the source, for example `{"crop_size": 64}`.
     """
 
     image_size: int | None = None
@@ -31,13 +33,14 @@ class BBBC021Config(CellBuilderConfig):
     settings: dict[str, Any] = field(default_factory=dict)
 
     def make_source(self) -> Source:
-        own = {"data_dir": self.data_dir, "table": self.table, "plates": self.plates, "image_size": self.image_size}
-        for name in own.keys() & self.settings:
-            raise ValueError(f"{name!r} is an argument of its own, not one of the settings")
-        return make_source(self.name, **own, **self.settings)
+        """Make the source that the configuration is named after."""
+        fields = {"data_dir": self.data_dir, "table": self.table, "plates": self.plates, "image_size": self.image_size}
+        for name in fields.keys() & self.settings:
+            raise ValueError(f"{name!r} is an argument of the builder, not one of the settings")
+        return make_source(self.name, **fields, **self.settings)
 
     def create_config_id(self, config_kwargs: dict, custom_features: datasets.Features | None = None) -> str:
-        # The cache is named after this: files that were changed in place must not be taken from it.
+        """Name the cache after the files too: those that were changed in place must not be taken from it."""
         return super().create_config_id({**config_kwargs, "files": self._stamp()}, custom_features)
 
     def _stamp(self) -> Any:
@@ -62,7 +65,7 @@ class BBBC021(CellBuilder):
     - `"crops"`: one `PLATE.npz` of raw crops a plate in `data_dir` ([`CropFolder`]);
     - `"simulated"`: rendered cells.
 
-    For whole screens use `cellfluxrl data build`, which works in processes and goes on after a kill; this builder is
+    For whole screens use `cellfluxrl data build`, which works in processes and resumes after a kill; this builder is
     for notebooks, and streams: `as_streaming_dataset()`.
 
     Example:
@@ -75,9 +78,6 @@ class BBBC021(CellBuilder):
     BUILDER_CONFIG_CLASS = BBBC021Config
     BUILDER_CONFIGS = [BBBC021Config(name=name, version=datasets.Version("1.1.0")) for name in SOURCES]
     DEFAULT_CONFIG_NAME = "bbbc021"
-
-    def make_source(self) -> Source:
-        return self.config.make_source()
 
     def _info(self) -> datasets.DatasetInfo:
         origin = ORIGINS[self.config.name]

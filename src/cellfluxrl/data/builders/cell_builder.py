@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tempfile
-from abc import abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,31 +19,32 @@ from cellfluxrl.data.splits import row_splitter
 
 @dataclass
 class CellBuilderConfig(datasets.BuilderConfig):
-    """Args:
-    split, held_out: What makes the test split, see [`assign_splits`].
-    """
+    """What makes the test split, see [`assign_splits`]."""
 
     split: str = "plate"
     held_out: tuple[str, ...] = ()
 
+    def make_source(self) -> Source:
+        """Make the source of the cells."""
+        raise NotImplementedError
+
 
 class CellBuilder(datasets.GeneratorBasedBuilder):
-    """A builder whose rows come from a [`Source`], which subclasses make from `self.config`."""
+    """A builder whose rows come from a [`Source`], which the configuration makes."""
 
     config: CellBuilderConfig
 
-    @abstractmethod
-    def make_source(self) -> Source: ...
-
     @cached_property
     def source(self) -> Source:
-        return self.make_source()
+        """The source, made when it is first needed."""
+        return self.config.make_source()
 
     def __getstate__(self) -> dict[str, Any]:
-        # The source can be large, and each process of a parallel build makes its own.
+        # The source can be large, and each process of a parallel build makes it again.
         return {key: value for key, value in super().__getstate__().items() if key != "source"}
 
     def cell_features(self) -> datasets.Features:
+        """The features of the source's cells."""
         return cell_features(self.source.channel_names, self.source.image_size)
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:

@@ -20,6 +20,12 @@ class SimulatedCellsConfig(CellBuilderConfig):
     num_plates: int = 4
     seed: int = 0
 
+    def make_source(self) -> SimulatedPlates:
+        """Make the plates."""
+        return SimulatedPlates(
+            self.image_size, self.cells_per_moa, self.controls_per_plate, self.num_plates, self.seed
+        )
+
 
 class SimulatedCells(CellBuilder):
     """Rendered cells under the compounds of BBBC021, in the same schema as [`BBBC021`].
@@ -34,12 +40,6 @@ class SimulatedCells(CellBuilder):
     BUILDER_CONFIG_CLASS = SimulatedCellsConfig
     BUILDER_CONFIGS = [SimulatedCellsConfig(name="default", version=datasets.Version("1.1.0"))]
     DEFAULT_CONFIG_NAME = "default"
-
-    def make_source(self) -> SimulatedPlates:
-        config = self.config
-        return SimulatedPlates(
-            config.image_size, config.cells_per_moa, config.controls_per_plate, config.num_plates, config.seed
-        )
 
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(

@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 
 from cellfluxrl.data.compounds import CONTROL, MOAS, known_compounds
-from cellfluxrl.data.tables import check_text, read_table, refuse
-from cellfluxrl.errors import unknown_name
+from cellfluxrl.data.tables import check_known, check_same, check_text, check_unique, numbers, read_table, refuse
 
 URL = "https://data.broadinstitute.org/bbbc/BBBC021/"
 NUM_SITES = 4
@@ -58,38 +57,19 @@ _FILE_NAME = re.compile(
     r"[0-9A-F]{8}(?:-[0-9A-F]{4}){3}-[0-9A-F]{12}\.tif"
 )
 _PLATE = r"Week[0-9]{1,3}_[0-9]+"
-_INTEGER = r"[0-9]{1,9}"
-_NUMBER = r"(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]{1,3})?"
 
 
 def read_index(folder: Path | str) -> pd.DataFrame:
-    """Read the published tables of BBBC021v1, which list every image, compound and mechanism of action (MoA).
+    """Read the published tables of BBBC021v1: one row per field of view, in the order published.
 
     `BBBC021_v1_image.csv` and `BBBC021_v1_moa.csv` (each may be gzipped) are needed. SMILES are those of
     [`known_compounds`], which CellFlux's fingerprints were made from, else of `BBBC021_v1_compound.csv` where it is
-    there; a compound of neither has "".
+    there; a compound of neither has "". `batch` is the week, `site` 1 to 4, `concentration` in uM, `moa` "DMSO" for
+    controls and "" where not labelled, `field` the DNA file's stem; `dna`, `tubulin` and `actin` are file names.
 
-    A table that was damaged on the way is refused rather than read as something else: the four sites of a well have to
-    be there, and to agree with each other and with what the file names say. What no reader can tell is missing are
-    whole wells and whole lines of the MoA table.
-
-    Args:
-        folder: Holds the tables.
-
-    Returns:
-        One row per field of view, in the order published, with columns `plate`, `batch` (the week), `well`, `site` (1
-        to 4), `replicate`, `compound`, `concentration` (uM), `smiles`, `moa` (by compound and concentration; "DMSO"
-        for controls, "" where not labelled), `is_control`, `field` (the DNA file's stem), `table_number`,
-        `image_number`, and the file names `dna`, `tubulin` and `actin`.
-
-    Raises:
-        FileNotFoundError: If a table is not there; says which URL publishes it.
-        ValueError: If a table cannot be read or contradicts itself; names file, line and value.
-
-    Example:
-        >>> index = read_index("BBBC021/")                # doctest: +SKIP
-        >>> len(index), index["plate"].nunique()          # doctest: +SKIP
-        (13200, 55)
+    A table that was damaged on the way is refused with a `ValueError` that names file, line and value: the four sites
+    of a well have to be there, and to agree with each other and with what the file names say. No reader can notice
+    that whole wells or whole lines of the MoA table are missing.
     """
     folder = Path(folder)
     path = _find(folder, "BBBC021_v1_image.csv")
@@ -106,9 +86,6 @@ def read_index(folder: Path | str) -> pd.DataFrame:
     return index[list(INDEX_COLUMNS)].reset_index(drop=True)
 
 
-# --- reading ---
-
-
 def _find(folder: Path, name: str) -> Path:
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -123,21 +100,12 @@ def _read_columns(path: Path, columns: dict[str, str]) -> pd.DataFrame:
     return table
 
 
-def _to_numbers(table: pd.DataFrame, path: Path, column: str, pattern: str, dtype: type, what: str) -> pd.Series:
-    """Convert one column; "nan", "inf" and Python's own spellings of numbers do not match the patterns."""
-    refuse(table, path, column, ~table[column].str.fullmatch(pattern), f"not {what}")
-    numbers = table[column].astype(dtype)
-    refuse(table, path, column, ~np.isfinite(numbers), "not a finite number")
-    return numbers
-
-
-# --- the image table ---
-
-
 def _convert(index: pd.DataFrame, path: Path) -> pd.DataFrame:
     for column in ("table_number", "image_number", "replicate"):
-        index[column] = _to_numbers(index, path, column, _INTEGER, int, "a whole number of at most 9 digits")
-    index["concentration"] = _to_numbers(index, path, "concentration", _NUMBER, float, "a number of uM, at least 0")
+        bad = ~index[column].str.fullmatch("[0-9]{1,9}")
+        refuse(index, path, column, bad, "not a whole number of at most 9 digits")
+        index[column] = index[column].astype(int)
+    index["concentration"] = numbers(index, path, "concentration")
     refuse(index, path, "compound", index["compound"] == "", "no compound")
     refuse(index, path, "well", ~index["well"].str.fullmatch(_WELL), "not a well like G10, from A01 to P24")
     refuse(index, path, "plate", ~index["plate"].str.fullmatch(_PLATE), "not a plate like Week4_27481")
@@ -169,52 +137,36 @@ def _parse_file_names(index: pd.DataFrame, path: Path) -> pd.DataFrame:
         for part in ("site", "prefix"):
             refuse(index, path, channel, parts[part] != first[part], f"not the {part} of the row's DNA file")
     every_name = pd.concat([index[channel] for channel in WAVELENGTHS]).to_frame("file")
-    refuse(every_name, path, "file", every_name["file"].duplicated(), "listed a second time")
+    check_unique(every_name, path, ["file"])
     return index
 
 
 def _check_wells(index: pd.DataFrame, path: Path) -> None:
     """A well holds one compound at one dose, and was imaged at four sites, which are numbered in a row."""
-    field = ["plate", "well", "site"]
-    refuse(index, path, "dna", index.duplicated(field), "a second field of the same plate, well and site")
+    check_unique(index, path, ["plate", "well", "site"])
     refuse(index, path, "site", index["site"] > NUM_SITES, f"a well has sites 1 to {NUM_SITES}")
-    wells = index.groupby(["plate", "well"])
-    incomplete = wells["site"].transform("size") != NUM_SITES
+    incomplete = index.groupby(["plate", "well"])["site"].transform("size") != NUM_SITES
     refuse(index, path, "dna", incomplete, f"its well has not all of its {NUM_SITES} sites in the table")
     for column in ("compound", "concentration"):
-        differs = index[column] != wells[column].transform("first")
-        refuse(index, path, column, differs, "not that of the same well's first line")
-    refuse(
-        index,
-        path,
-        "replicate",
-        index["replicate"] != index.groupby("plate")["replicate"].transform("first"),
-        "not that of the same plate's first line",
-    )
+        check_same(index, path, column, within=["plate", "well"])
+    check_same(index, path, "replicate", within=["plate"])
     image_zero = index["image_number"] - index["site"]
     differs = image_zero != image_zero.groupby([index["plate"], index["well"]]).transform("first")
-    refuse(index, path, "image_number", differs, "does not count on from the same well's first line")
-    repeated = index.duplicated(["table_number", "image_number"])
-    refuse(index, path, "image_number", repeated, "there a second time with this table number")
-
-
-# --- mechanisms and structures ---
+    refuse(index, path, "image_number", differs, "does not continue from the same well's first line")
+    check_unique(index, path, ["table_number", "image_number"])
 
 
 def _moa_of(index: pd.DataFrame, path: Path) -> pd.Series:
     """Mechanism of each row of the index, by compound and concentration."""
     keys = ["compound", "concentration"]
     labels = _read_columns(path, {column: column for column in (*keys, "moa")})
-    labels["concentration"] = _to_numbers(labels, path, "concentration", _NUMBER, float, "a number of uM, at least 0")
-    for line, moa in labels["moa"].items():
-        if moa not in (*MOAS, CONTROL):
-            raise unknown_name(f"mechanism of action in {path}, line {line}:", moa, (*MOAS, CONTROL))
+    labels["concentration"] = numbers(labels, path, "concentration")
+    check_known(labels, path, "moa", (*MOAS, CONTROL))
+    check_unique(labels, path, keys)
     shown = labels.assign(label=labels["compound"] + " at " + labels["concentration"].astype(str) + " uM")
-    refuse(shown, path, "label", labels.duplicated(keys), "labelled a second time")
     known = pd.MultiIndex.from_frame(labels[keys]).isin(pd.MultiIndex.from_frame(index[keys]))
     refuse(shown, path, "label", ~known, "in no row of the image table")
-    differs = labels["moa"] != labels.groupby("compound")["moa"].transform("first")
-    refuse(labels, path, "moa", differs, "not that of the compound's first line")
+    check_same(labels, path, "moa", within=["compound"])
     swapped = (labels["moa"] == CONTROL) != (labels["compound"] == CONTROL)
     refuse(shown, path, "label", swapped, f"the mechanism {CONTROL} is for {CONTROL} alone")
     moa_of = labels.set_index(keys)["moa"]
@@ -232,6 +184,6 @@ def _read_smiles(folder: Path) -> dict[str, str]:
     except FileNotFoundError:
         return {}
     table = _read_columns(path, {"compound": "compound", "smiles": "smiles"})
-    refuse(table, path, "compound", table["compound"].duplicated(), "there a second time")
+    check_unique(table, path, ["compound"])
     table = table[table["smiles"] != ""]
     return dict(zip(table["compound"], table["smiles"], strict=True))

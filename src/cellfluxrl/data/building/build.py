@@ -1,4 +1,4 @@
-"""Plates -> sharded Parquet with metadata: one plate at a time, in processes, and going on after a kill."""
+"""Plates -> sharded Parquet with metadata: one plate at a time, in processes, and resumed after a kill."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from cellfluxrl.data.splits import row_splitter
 from cellfluxrl.files import contained_path, locked, write_whole
 
 ASIDE = ".partial"
-GO_ON = "the same command goes on"
+RESUME = "run the same command again to resume"
 SETTINGS = ("source", "settings", "channel_names", "image_size", "split", "plate_names")
 
 
@@ -50,7 +50,7 @@ def build_dataset(
 ) -> dict[str, Any]:
     """Write the cells of a source as `output_dir/data/SPLIT/PLATE-NNNNN.parquet`, with a data set card and a report.
 
-    Finished plates are kept: called again with the same settings, the build goes on with the plate it was in, and the
+    Finished plates are kept: called again with the same settings, the build resumes with the plate it was in, and the
     result has the same content as if it had never stopped.
 
     Args:
@@ -59,7 +59,7 @@ def build_dataset(
         output_dir: A new folder, or that of an earlier build with the same settings.
         split, held_out: See [`assign_splits`].
         num_proc: Processes that cut and encode.
-        license: Of a user's own plates (source `"folder"`), as the Hub names it, for the card.
+        license: Of a user's plates (source `"folder"`), as the Hub names it, for the card.
 
     Returns:
         The report, as written to `build_report.json`.
@@ -81,7 +81,10 @@ def build_dataset(
         "source": source_name,
         "split": {"scheme": split, "held_out": list(held_out)},
         "license": license,
-        **_described(source),
+        "channel_names": list(source.channel_names),
+        "image_size": source.image_size,
+        "settings": source.settings,
+        "plate_names": sorted(source.fields["plate"].unique()),
         "plates": {},
         "counts": [],
     }
@@ -93,7 +96,7 @@ def build_dataset(
             failed = _build_plates(source, folder, split_of, report, num_proc)
         except KeyboardInterrupt:
             print(
-                f"\n{len(report['plates'])} of {len(report['plate_names'])} plates are finished: {GO_ON}",
+                f"\n{len(report['plates'])} of {len(report['plate_names'])} plates are finished: {RESUME}",
                 file=sys.stderr,
             )
             raise
@@ -101,15 +104,6 @@ def build_dataset(
             shutil.rmtree(folder / ASIDE, ignore_errors=True)
         _finish(folder, report, failed)
     return report
-
-
-def _described(source: Source) -> dict[str, Any]:
-    return {
-        "channel_names": list(source.channel_names),
-        "image_size": source.image_size,
-        "settings": source.settings,
-        "plate_names": sorted(source.fields["plate"].unique()),
-    }
 
 
 def _build_plates(
@@ -133,7 +127,7 @@ def _build_plates(
                 failed[plate] = str(error)
                 continue
             except OSError as error:
-                raise OSError(f"plate {plate}: {error}; finished plates are kept, {GO_ON}") from error
+                raise OSError(f"plate {plate}: {error}; finished plates are kept, {RESUME}") from error
             _add(report, plate, {**asdict(log), "files": files}, counts)
             _save_report(folder, report)
     return failed
@@ -150,7 +144,7 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
         lines = "\n".join(f"  {plate}: {reason}" for plate, reason in sorted(failed.items()))
         raise BuildError(
             f"{len(failed)} of {len(report['plate_names'])} plates could not be built:\n{lines}\n"
-            f"the others are kept, {GO_ON}"
+            f"the others are kept, {RESUME}"
         )
     if not any(plate["cells"] for plate in report["plates"].values()):
         raise BuildError(f"no cell was found on {', '.join(report['plate_names'])}; see {folder / REPORT_NAME}")
@@ -160,9 +154,6 @@ def _finish(folder: Path, report: dict[str, Any], failed: dict[str, str]) -> Non
     _save_report(folder, report)
 
 
-# --- the folder and the report, by which a build goes on ---
-
-
 def _check_folder(folder: Path, source: Source) -> None:
     """Refuse a folder with something that a build would mix with its own files, and plates that name no file in it."""
     for plate in source.fields["plate"].unique():
@@ -170,7 +161,7 @@ def _check_folder(folder: Path, source: Source) -> None:
     if folder.exists() and not (folder / REPORT_NAME).is_file():
         found = sorted(p.name for p in folder.iterdir() if p.name != "downloads" and not p.name.startswith("."))
         if found:
-            raise ValueError(f"{str(folder)!r} holds {found[:5]}, and is no build: choose another output_dir")
+            raise ValueError(f"{str(folder)!r} holds {found[:5]}, and is not a build: choose another output_dir")
 
 
 def _resume(folder: Path, report: dict[str, Any]) -> None:
@@ -213,7 +204,7 @@ def _check_same(before: dict[str, Any], report: dict[str, Any], folder: Path) ->
         for name, was, now in differing:
             raise ValueError(
                 f"{str(folder)!r} was built with {name} {was!r}, now it is {now!r}: "
-                "choose another output_dir, or the settings of the build to go on with"
+                "choose another output_dir, or the settings of the build to resume"
             )
 
 
@@ -227,7 +218,7 @@ def _has_rows(folder: Path, name: str, rows: int) -> bool:
 
 
 def _add(report: dict[str, Any], plate: str, entry: dict[str, Any], counts: list[dict[str, Any]]) -> None:
-    """Add a plate where it belongs: the report does not tell in which order plates were built."""
+    """Add a plate in order: the report does not depend on the order in which plates were built."""
     report["plates"] = dict(sorted({**report["plates"], plate: entry}.items()))
     report["counts"] = sorted(report["counts"] + counts, key=lambda count: count["plate"])
 
@@ -235,9 +226,6 @@ def _add(report: dict[str, Any], plate: str, entry: dict[str, Any], counts: list
 def _save_report(folder: Path, report: dict[str, Any]) -> None:
     text = json.dumps(report, indent=1)
     write_whole(folder / REPORT_NAME, lambda partial: partial.write_text(text, encoding="utf-8"))
-
-
-# --- one plate ---
 
 
 def _build_plate(
@@ -251,7 +239,7 @@ def _build_plate(
 ) -> tuple[dict[str, int], list[dict[str, Any]]]:
     """Write the shards of a plate aside, then move them into place; returns their row counts, and those of cells."""
     (folder / ASIDE).mkdir(exist_ok=True)
-    # A name of its own: processes of a build that was killed may still write for a moment.
+    # A new name: processes of a build that was killed may still write for a moment.
     aside = Path(tempfile.mkdtemp(dir=folder / ASIDE))
     scratch = aside / "crops"
     scratch.mkdir()
@@ -259,8 +247,8 @@ def _build_plate(
     counts: Counter[tuple] = Counter()
     writers: dict[str, ShardWriter] = {}
     try:
-        for rows, images in map(encode_cells, row_groups(source.read(plate, log, scratch, map, progress))):
-            rows = rows.assign(split=split_of(rows))
+        for encoded, images in map(encode_cells, row_groups(source.read(plate, log, scratch, map, progress))):
+            rows = encoded.assign(split=split_of(encoded))
             counts.update(rows[COUNT_COLUMNS].itertuples(index=False, name=None))
             for split in sorted(set(rows["split"])):
                 chosen = np.flatnonzero(rows["split"] == split)

@@ -44,14 +44,9 @@ class ImageFile:
 
 @dataclass(frozen=True)
 class CropSettings:
-    """Args:
-        crop_size: Height and width that is cut out around each nucleus, in pixels of the field of view.
-        image_size: Height and width that crops are resized to.
-        nucleus_diameter: Typical diameter of a nucleus in pixels of the field of view, at least 4.
-        nucleus_channel: Index of the channel that stains DNA.
+    """How crops are cut: sizes in pixels of the field of view, and the index of the channel that stains DNA.
 
-    Raises:
-        ValueError: For a size that is too small.
+    They are resized to `image_size`.
     """
 
     crop_size: int
@@ -67,19 +62,12 @@ class CropSettings:
 
 @dataclass(frozen=True)
 class FieldCrops:
-    """The crops of one field of view, with nothing corrected yet.
+    """The uncorrected crops of one field of view, and block means of the field for the illumination."""
 
-    Args:
-        crops: `(N, C, S, S)`; uint16.
-        centres: `(N, 2)`; row and column of the nuclei.
-        near_border: Nuclei whose crop would leave the field.
-        means: `(C, h, w)`; block means of the field, for the illumination.
-    """
-
-    crops: np.ndarray
-    centres: np.ndarray
-    near_border: int
-    means: np.ndarray
+    crops: np.ndarray  # (N, C, S, S), uint16
+    centres: np.ndarray  # (N, 2), row and column of the nuclei
+    near_border: int  # nuclei whose crop would leave the field
+    means: np.ndarray  # (C, h, w)
 
 
 @dataclass(frozen=True)
@@ -117,21 +105,16 @@ def cut_plate(
     map: Map = map,
     progress: Callable[[int], Any] = int,
 ) -> Iterator[Cells]:
-    """Cut one plate.
+    """Cut one plate: yield chunks of crops, in the order of the fields and, in a field, of the nuclei from the top.
 
-    A field of view whose images cannot be read, or differ in size or depth from most of the plate's, is left out.
+    A field of view whose images cannot be read, or differ in size or depth from most of the plate's, is left out, and
+    named in the log.
 
     Args:
-        fields: One row a field of view with `FIELD_COLUMNS`, in the order of the result.
+        fields: One row a field of view with `FIELD_COLUMNS`.
         images: Of each field, its channels in order.
         settings: Sizes in pixels.
-        scratch: An empty folder for crops that wait; about 55 kB a cell for three channels of 96 x 96.
-        log: Takes counts, and the names of fields that are left out.
-        map: The built-in `map`, or that of a pool of processes.
-        progress: Called with the number of fields that have been read.
-
-    Returns:
-        Chunks of crops, in the order of the fields and, in a field, of the nuclei from the top.
+        scratch, log, map, progress: As for [`Source.read`]; about 55 kB a cell wait for three channels of 96 x 96.
     """
     known = [_Field(*f) for f in zip(fields["field"], fields["site"].tolist(), images, strict=True)]
     parts = [slice(start, start + FIELDS_PER_CHUNK) for start in range(0, len(fields), FIELDS_PER_CHUNK)]
@@ -166,15 +149,7 @@ def cut_plate(
 
 
 def cut_field(channels: np.ndarray, settings: CropSettings) -> FieldCrops:
-    """Cut the crops of one field of view.
-
-    Args:
-        channels: `(C, H, W)`; uint8 or uint16; 8 bits are spread over 16.
-        settings: Sizes in pixels.
-
-    Returns:
-        Of the nuclei whose crop lies inside the field.
-    """
+    """Cut the crops of one field of view, `(C, H, W)` uint8 (spread over 16 bits) or uint16, that lie inside it."""
     if channels.dtype == np.uint8:
         channels = channels.astype(np.uint16) * 257
     size = settings.crop_size
@@ -232,7 +207,7 @@ class _Reader:
         return self._open[1].read(image.path)
 
     def __call__(self, images: tuple[ImageFile, ...]) -> np.ndarray:
-        """One field as (C, H, W)."""
+        """Read one field as `(C, H, W)`."""
         channels = [read_image(self._content(image), image.path, image.page) for image in images]
         kinds = {(channel.shape, str(channel.dtype)) for channel in channels}
         if len(kinds) > 1:
@@ -275,7 +250,7 @@ class _Light:
 
 
 def _illumination(light: dict[int, _Light], log: PlateLog) -> dict[int, np.ndarray]:
-    """Functions (C, h, w) by site; a site with few fields takes that of all sites."""
+    """Functions `(C, h, w)` by site; a site with few fields takes that of all sites."""
     all_sites = _Light()
     for sums in light.values():
         all_sites.add(sums.total, sums.count)

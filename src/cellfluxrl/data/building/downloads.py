@@ -34,21 +34,12 @@ class ArchiveError(ValueError):
     """A file that is not what was published, is damaged, or is not safe to read."""
 
 
-def download(url: str, path: Path, sha256: str | None = None, progress: bool = True) -> Path:
-    """Download a file, going on where an earlier call has stopped.
+def download(url: str, path: Path, sha256: str | None = None, *, progress: bool = True) -> Path:
+    """Download a file, resuming where an earlier call has stopped; one that exists is verified and left as it is.
 
     What arrives is kept in `<path>.part`, and what the server said of the file (size; ETag or Last-Modified) in
     `<path>.part.json`, so that a file that has changed on the server in the meantime is never spliced: it is begun
     anew. `path` appears only once everything is there. Of several processes one downloads and the others wait.
-
-    Args:
-        url: With `http://` or `https://`.
-        path: Where the file goes. If it exists, it is verified and left as it is.
-        sha256: The file's SHA-256, as 64 hexadecimal digits.
-        progress: Show a progress bar, in bytes.
-
-    Returns:
-        `path`.
 
     Raises:
         DownloadError: If the server refuses, cannot be reached, or breaks the connection again and again.
@@ -59,14 +50,14 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise ValueError(f"cannot download {url!r}: allowed are http:// and https:// addresses")
     if sha256 is not None and not re.fullmatch(r"[0-9a-fA-F]{64}", sha256):
-        raise ValueError(f"{sha256!r} is no SHA-256: it has 64 hexadecimal digits")
+        raise ValueError(f"{sha256!r} is not a SHA-256: it has 64 hexadecimal digits")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     lock, part = Path(f"{path}.lock"), Path(f"{path}.part")
     if not path.exists():
         with FileLock(lock):
             if not path.exists():
-                _download_part(url, part, progress)
+                _download_part(url, part, progress=progress)
                 try:
                     _verify(part, sha256, f"the download of {url}, now deleted,")
                 except ArchiveError:
@@ -81,32 +72,22 @@ def download(url: str, path: Path, sha256: str | None = None, progress: bool = T
     return path
 
 
-def verified_download(url: str, folder: Path, checksums: Mapping[str, str], progress: bool = True) -> Path:
+def verified_download(url: str, folder: Path, checksums: Mapping[str, str], *, progress: bool = True) -> Path:
     """Download a file into a folder, and notice at every later call if it is no longer the same.
 
-    Its SHA-256 must be the one in `checksums`. For a file that is published without one, the SHA-256 of the first
-    download is appended to `folder/SHA256SUMS` and must hold from then on (`sha256sum -c` reads that file too). A file
-    that somebody else has put there is recorded as it is. The file is read in full at every call, about a second
-    for 1 GB: cheap beside what is done with a plate, and it notices damage that leaves size and date alone.
+    Its SHA-256 must be the one in `checksums` (by file name). For a file that is published without one, the SHA-256 of
+    the first download is appended to `folder/SHA256SUMS` and must hold from then on (`sha256sum -c` reads that file
+    too). A file that somebody else has put there is recorded as it is. The file is read in full at every call, about a
+    second for 1 GB: cheap beside what is done with a plate, and it notices damage that leaves size and date alone.
 
-    Args:
-        url: The last part of its path becomes the name of the file.
-        folder: Created if need be.
-        checksums: SHA-256 by file name, see [`read_checksums`]; may be empty.
-        progress: Show a progress bar.
-
-    Returns:
-        The file.
-
-    Raises:
-        DownloadError, ArchiveError, OSError, ValueError: As [`download`]; or `url` ends in no usable file name.
+    Raises as [`download`], and `ValueError` if `url` does not end in a usable file name.
     """
     folder = Path(folder)
     name = _file_name(url)
     record = folder / RECORD_NAME
     recorded = read_checksums(record) if record.exists() else {}
     expected = checksums.get(name, recorded.get(name))
-    path = download(url, contained_path(folder, name), expected, progress)
+    path = download(url, contained_path(folder, name), expected, progress=progress)
     if expected is None:
         line_break = "\n" if record.exists() and not record.read_bytes().endswith(b"\n") else ""
         with open(record, "a", encoding="utf-8") as lines:
@@ -115,14 +96,7 @@ def verified_download(url: str, folder: Path, checksums: Mapping[str, str], prog
 
 
 def read_checksums(path: Path) -> dict[str, str]:
-    """Read a file as `sha256sum` writes it; lines that are empty or begin with `#` say nothing.
-
-    Returns:
-        SHA-256 (64 lower-case digits) by file name, without folders.
-
-    Raises:
-        ValueError: If a line is something else, or a file name has two different hashes.
-    """
+    """SHA-256 by file name of a file as `sha256sum` writes it; lines that are empty or begin with `#` are comments."""
     checksums: dict[str, str] = {}
     for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip() or line.startswith("#"):
@@ -149,7 +123,7 @@ def _file_name(url: str) -> str:
     return name
 
 
-def _download_part(url: str, part: Path, progress: bool) -> None:
+def _download_part(url: str, part: Path, *, progress: bool) -> None:
     retry = urllib3.Retry(
         total=ATTEMPTS, backoff_factor=BACKOFF_SECONDS, status_forcelist=TRANSIENT_STATUSES, raise_on_status=False
     )
@@ -161,7 +135,7 @@ def _download_part(url: str, part: Path, progress: bool) -> None:
             if attempt:
                 time.sleep(BACKOFF_SECONDS * 2 ** (attempt - 1))
             try:
-                if _request_rest(session, url, part, progress):
+                if _request_rest(session, url, part, progress=progress):
                     return
             except urllib3.exceptions.HTTPError as error:  # the connection broke, or went silent
                 cause = error
@@ -175,7 +149,7 @@ def _download_part(url: str, part: Path, progress: bool) -> None:
     raise DownloadError(f"{url}: the connection broke in all of {ATTEMPTS} attempts; {_kept(url, part)}") from cause
 
 
-def _request_rest(session: requests.Session, url: str, part: Path, progress: bool) -> bool:
+def _request_rest(session: requests.Session, url: str, part: Path, *, progress: bool) -> bool:
     """Ask for what is missing of `part` and append it; whether everything is there now."""
     kept, known = _size(part), _read_state(part, url)
     if kept and kept == known["size"]:

@@ -26,6 +26,7 @@ UNBOUNDED_ALONE = (COMPRESSION.LZW, COMPRESSION.LZMA, COMPRESSION.ZSTD)  # witho
 DEFLATES = (COMPRESSION.ADOBE_DEFLATE, COMPRESSION.DEFLATE)
 TIFF_COMPRESSIONS = (COMPRESSION.NONE, COMPRESSION.PACKBITS, *DEFLATES, *UNBOUNDED_ALONE)
 TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # TIFF and BigTIFF, little- and big-endian
+PNG_COLOURS = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
 GREY = "an 8 or 16 bit grey image (unsigned integers) is needed"
 
 
@@ -34,32 +35,24 @@ class ImageError(ValueError):
 
 
 def read_image(content: bytes | Path, name: str, page: int | None = None, max_pixels: int | None = None) -> np.ndarray:
-    """Read one grey image from a TIFF (also BigTIFF and OME-TIFF) or PNG, recognised by its first bytes.
+    """Read one grey image, `(H, W)` uint8 or uint16, from a TIFF (also BigTIFF and OME-TIFF) or PNG.
 
-    Damage is an error where the format can tell: a file cut short, a part outside the file, a compressed part that
-    decodes to another size, a wrong checksum in a PNG. Changed pixels of an uncompressed TIFF cannot be noticed.
+    The format is recognised by the first bytes. Damage is an error where the format shows it: a file cut short, a part
+    outside the file, a compressed part that decodes to another size, a wrong checksum in a PNG. Changed pixels of an
+    uncompressed TIFF cannot be noticed.
 
     Args:
-        content: the file's bytes, or its path.
-        name: what error messages call it.
-        page: index of the plane in a file that has several, in the order of the file; not needed if it has one.
-        max_pixels: what has more is refused before it is unpacked; `MAX_PIXELS` by default.
-
-    Returns:
-        (H, W) uint8 or uint16 in native byte order.
+        content: The file's bytes, or its path.
+        name: What error messages call it.
+        page: Index of the plane in a file that has several, in the order of the file; not needed if it has one.
+        max_pixels: What has more is refused before it is unpacked; `MAX_PIXELS` by default.
 
     Raises:
-        ImageError: if it is damaged or no TIFF or PNG, has more than `max_pixels` pixels, is not 8 or 16 bit grey
-            (but float, signed, RGB, palette, 1-bit or inverted), has several planes and `page` is not given or out of
-            range, or its compression needs the package `imagecodecs` or is not one of `TIFF_COMPRESSIONS`.
-        OSError: if a path cannot be opened.
-
-    Example:
-        >>> import io, tifffile
-        >>> buffer = io.BytesIO()
-        >>> tifffile.imwrite(buffer, np.full((4, 6), 7, dtype=np.uint16))
-        >>> read_image(buffer.getvalue(), "field.tif").shape
-        (4, 6)
+        ImageError: If it is damaged or neither TIFF nor PNG, has more than `max_pixels` pixels, is not 8 or 16 bit
+            grey (but float, signed, RGB, palette, 1-bit or inverted), has several planes and `page` is not given or
+            out of range, or its compression needs the package `imagecodecs` or is not one of
+            `TIFF_COMPRESSIONS`.
+        OSError: If a path cannot be opened.
     """
     with content.open("rb") if isinstance(content, Path) else io.BytesIO(content) as file:
         try:
@@ -113,11 +106,6 @@ def _chosen_page(page: int | None, count: int) -> int:
     if page is not None and not 0 <= page < count:
         raise ImageError(f"page {page} does not exist; it has {count}, counted from 0")
     return page or 0
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# TIFF
-# --------------------------------------------------------------------------------------------------------------------
 
 
 def _read_tiff(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
@@ -214,13 +202,6 @@ def _check_tiff_page(page: tifffile.TiffPage, file_size: int, max_pixels: int) -
         raise ImageError(f"damaged, {max(sizes)} compressed bytes for {chunk} bytes of pixels")
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# PNG
-# --------------------------------------------------------------------------------------------------------------------
-
-_PNG_COLOURS = {2: "RGB", 3: "palette", 4: "grey with alpha", 6: "RGB with alpha"}
-
-
 def _read_png(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
     content = file.read()
     _check_png_chunks(content)
@@ -228,7 +209,7 @@ def _read_png(file: BinaryIO, page: int | None, max_pixels: int) -> np.ndarray:
     _check_size(height, width, max_pixels)
     _chosen_page(page, 1)
     if colour != 0 or bits not in (8, 16):
-        raise ImageError(f"{_PNG_COLOURS.get(colour, 'grey')} of {bits} bits; {GREY}")
+        raise ImageError(f"{PNG_COLOURS.get(colour, 'grey')} of {bits} bits; {GREY}")
     with Image.open(io.BytesIO(content), formats=["PNG"]) as image:
         pixels = np.asarray(image)  # 16 bit come as uint16, or as int32 from older versions of Pillow
     if pixels.shape != (height, width):

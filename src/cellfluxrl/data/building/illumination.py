@@ -25,17 +25,9 @@ DARKEST = 0.5  # CellProfiler's would be 1, which leaves the corners of a vignet
 
 
 def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
-    """Mean of every block of `factor` x `factor` pixels; blocks at the lower and right borders may be smaller.
+    """Mean, float32, of every block of `factor` x `factor` pixels of an `(H, W)` uint8 or uint16 image.
 
-    Args:
-        image: (H, W), unsigned integers of at most 16 bits.
-        factor: at least 1.
-
-    Returns:
-        (ceil(H / factor), ceil(W / factor)) float32.
-
-    Raises:
-        ValueError: if `image` is not such an image, or empty, or `factor` is below 1.
+    Blocks at the lower and right borders may be smaller.
 
     Example:
         >>> block_mean(np.array([[1, 3, 10]], dtype=np.uint16), 2).tolist()
@@ -57,30 +49,20 @@ def block_mean(image: np.ndarray, factor: int) -> np.ndarray:
 def illumination_function(mean: np.ndarray, sigma: float) -> np.ndarray:
     """Smooth the mean over many fields and scale it so that its 2 % quantile is 1.
 
-    Smoothing is local linear regression with a Gaussian window [1]_: at every block a plane is fitted to its
-    surroundings. Unlike a Gaussian filter of the same width it keeps its slope at the borders, where light falls
-    off fastest, and unlike one polynomial it does not prescribe the shape of the whole.
+    Smoothing is local linear regression with a Gaussian window (Cleveland, Journal of the American Statistical
+    Association 74, 829, 1979): at every block a plane is fitted to its surroundings. Unlike a Gaussian filter of the
+    same width it keeps its slope at the borders, where light falls off fastest, and unlike one polynomial it does not
+    prescribe the shape of the whole.
 
     Args:
-        mean: (h, w), the mean over fields of `block_mean`, not negative and somewhere positive.
-        sigma: standard deviation of the window in blocks. An eighth of the field's width was the best of those tried,
+        mean: `(h, w)`, the mean over fields of `block_mean`, not negative and somewhere positive.
+        sigma: Standard deviation of the window in blocks. An eighth of the field's width was the best of those tried,
             on simulated fields with 50 sparse cells each: the illumination is then known to 2 % (rms) from 60
             fields and to 3 % from 20.
 
     Returns:
-        (h, w) float32 to divide by, after `illumination_at` has enlarged it. Where less light falls than at the
+        `(h, w)` float32 to divide by, after `illumination_at` has enlarged it. Where less light falls than at the
         quantile it is below 1, but never below `DARKEST`, so that a dark corner is not all noise.
-
-    Raises:
-        ValueError: if `mean` is not 2-D, not finite, negative or dark, or if `sigma` is not above 0.
-
-    References:
-        .. [1] Cleveland, "Robust locally weighted regression and smoothing scatterplots", Journal of the American
-           Statistical Association 74, 829 (1979).
-
-    Example:
-        >>> illumination_function(np.full((4, 5), 70.0), sigma=2).tolist()[0]
-        [1.0, 1.0, 1.0, 1.0, 1.0]
     """
     mean = np.asarray(mean, dtype=np.float64)
     if mean.ndim != 2 or not np.isfinite(mean).all() or mean.min(initial=0) < 0 or not mean.any():
@@ -111,28 +93,17 @@ def _local_linear(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def crop_corners(centres: np.ndarray, crop_size: int) -> np.ndarray:
-    """First row and column, (N, 2) int, of the crops of `crop_size` pixels around `centres`, (N, 2) in pixels.
+    """First row and column, `(N, 2)`, of the crops of `crop_size` pixels around `centres`, `(N, 2)` in pixels.
 
     A centre is rounded to the nearest pixel, which becomes pixel `crop_size // 2` of the crop.
-
-    Example:
-        >>> crop_corners(np.array([[10.2, 20.5]]), 4).tolist()
-        [[8, 19]]
     """
     return np.floor(np.asarray(centres, dtype=np.float64) + 0.5).astype(int) - crop_size // 2
 
 
 def illumination_at(function: np.ndarray, centres: np.ndarray, crop_size: int, factor: int) -> np.ndarray:
-    """Values of an illumination function at every pixel of some crops, interpolated bilinearly between blocks.
+    """Values of an illumination function at each pixel of some crops, `(N, crop_size, crop_size)` float32.
 
-    Args:
-        function: (h, w), of blocks; see `illumination_function`.
-        centres: (N, 2), row and column in pixels of the field; see `crop_corners`.
-        crop_size: height and width of a crop in pixels.
-        factor: pixels per block, as in `block_mean`.
-
-    Returns:
-        (N, crop_size, crop_size) float32. Beyond the centres of the outermost blocks it continues as a constant.
+    They are interpolated bilinearly between blocks of `factor` pixels, and constant beyond the outermost centres.
 
     Example:
         >>> function = np.array([[1.0, 2.0]], dtype=np.float32)

@@ -16,15 +16,10 @@ def intensity_histogram(crops: np.ndarray) -> np.ndarray:
 
 
 def plate_stretch(histogram: np.ndarray) -> np.ndarray:
-    """Square root, then a stretch of each channel to [0, 1] between percentiles of ALL cells of a plate.
+    """What becomes of each intensity, float32 `(C, 65536)`, given the [`intensity_histogram`] of ALL cells of a plate.
 
-    Percentiles of the controls alone would saturate treated cells that are brighter.
-
-    Args:
-        histogram: `(C, 65536)`; [`intensity_histogram`] of every cell of the plate.
-
-    Returns:
-        `(C, 65536)`, float32; what becomes of each intensity.
+    Square root, then a stretch of each channel to [0, 1] between percentiles: those of the controls alone would
+    saturate treated cells that are brighter.
     """
     roots = np.sqrt(np.arange(LEVELS, dtype=np.float32))
     table = np.empty(histogram.shape, np.float32)
@@ -56,29 +51,12 @@ def resize_crops(crops: np.ndarray, image_size: int) -> np.ndarray:
 
 
 def to_8_bits(crops: np.ndarray, stretch: np.ndarray, image_size: int) -> np.ndarray:
-    """Stretch and resize crops.
-
-    Args:
-        crops: `(N, C, H, W)`; uint16.
-        stretch: `(C, 65536)`; see [`plate_stretch`].
-        image_size: Height and width of the result.
-
-    Returns:
-        `numpy.ndarray` of shape `(N, C, image_size, image_size)`, uint8.
-    """
+    """Stretch ([`plate_stretch`]) and resize uint16 `(N, C, H, W)` crops to uint8 `(N, C, image_size, image_size)`."""
     if crops.shape[2:] == (image_size, image_size):
         return apply_stretch(crops, np.round(255 * stretch).astype(np.uint8))
     return np.round(255 * resize_crops(apply_stretch(crops, stretch), image_size)).astype(np.uint8)
 
 
 def normalize_plate(crops: np.ndarray, image_size: int) -> np.ndarray:
-    """Stretch all crops of a plate between percentiles of theirs, and resize them.
-
-    Args:
-        crops: `(N, C, H, W)`; every crop of one plate, uint16.
-        image_size: Height and width of the result.
-
-    Returns:
-        `numpy.ndarray` of shape `(N, C, image_size, image_size)`, uint8.
-    """
+    """Stretch all crops of a plate, uint16 `(N, C, H, W)`, between percentiles of theirs, and resize them to uint8."""
     return to_8_bits(crops, plate_stretch(intensity_histogram(crops)), image_size)

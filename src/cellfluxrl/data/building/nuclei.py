@@ -1,7 +1,7 @@
 """Where the nuclei of a field of view are: fast enough for a whole screen, and whatever the illumination.
 
 The field is averaged over blocks until a nucleus is about `WORKING_DIAMETER` across. What stands out of the local
-background is divided among the brightness maxima, each region gets a threshold of its own, and objects whose outline
+background is divided among the brightness maxima, each region gets its threshold, and objects whose outline
 or brightness says that they are two are split by a watershed: the classical recipe of CellProfiler [1]_.
 
 References:
@@ -30,25 +30,20 @@ SEED_DISTANCE = 0.35  # between the middles of two touching nuclei, at least
 # Thresholds.
 NOISE_LIMIT = 3  # standard deviations of one block's noise, which is about ten after smoothing
 DIMMEST = 0.15  # of the brighter nuclei
-EDGE = 0.45  # of a nucleus' own brightness
-BRIGHTNESS_WEIGHT = 0.1  # beside the depth below the outline, when touching nuclei are told apart
+EDGE = 0.45  # of a nucleus' brightness
+BRIGHTNESS_WEIGHT = 0.1  # beside the depth below the outline, when touching nuclei are divided
 AREA_RANGE = (0.25, 6.0)  # in areas of a disc of the given diameter: smaller is debris, larger a clump or dirt
 
 
 def find_nuclei(dna: np.ndarray, diameter: float) -> np.ndarray:
-    """Centres of all nuclei in one image.
+    """Row and column, `(N, 2)` float32 in pixels, of the centroids of all nuclei in one image, sorted from the top.
+
+    There are none if there is nothing but background and noise, or if the image is smaller than a nucleus.
 
     Args:
-        dna: (H, W) uint8 or uint16, any size, the DNA channel of a field of view, before illumination correction.
-        diameter: of a typical nucleus in pixels, at least `MIN_DIAMETER` (BBBC021: 32). A third less or more finds
+        dna: `(H, W)` uint8 or uint16, any size, the DNA channel of a field of view, before illumination correction.
+        diameter: Of a typical nucleus in pixels, at least `MIN_DIAMETER` (BBBC021: 32). A third less or more finds
             nearly the same nuclei.
-
-    Returns:
-        (N, 2) float32, row and column of each nucleus' centroid in pixels, sorted by row, then column. Empty if there
-        is nothing but background and noise, or if the image is smaller than a nucleus.
-
-    Raises:
-        ValueError: if `dna` is no such image, or `diameter` is too small.
 
     Example:
         >>> field = np.full((100, 120), 20, dtype=np.uint8)
@@ -73,9 +68,7 @@ def find_nuclei(dna: np.ndarray, diameter: float) -> np.ndarray:
 
 
 def _foreground(blocks: np.ndarray, size: float) -> tuple[np.ndarray, np.ndarray]:
-    """For every block its distance to the outline of the object it is in, 0 outside, and its brightness relative to
-    the object's brightest.
-    """
+    """Of each block the distance to its object's outline (0 outside) and its brightness relative to the brightest."""
     smooth = ndimage.gaussian_filter(blocks, SMOOTHING * size)
     noise = 1.4826 * np.median(np.abs(blocks - smooth))
     signal = smooth - _background(smooth, size)
@@ -120,7 +113,7 @@ def _split(score: np.ndarray, inside: np.ndarray, size: float) -> np.ndarray:
 
 
 def _centroids(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Centroids (N, 2) and areas (N,) of the objects 1 to N."""
+    """Centroids `(N, 2)` and areas `(N,)` of the objects 1 to N."""
     positions = np.nonzero(labels)
     owner = labels[positions] - 1
     areas = np.bincount(owner)

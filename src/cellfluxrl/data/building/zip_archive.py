@@ -29,16 +29,10 @@ ENCRYPTED = 0x1 | 0x40  # bits of an entry's flags
 class PlateArchive:
     """A ZIP archive from the internet, read entry by entry in memory; nothing is ever written to disk.
 
-    Opening refuses what an honest archive of images never has: more or larger entries than the constants above
-    allow, entries that overlap, compress too well, or are encrypted, links, names that lead out of a folder, the same
-    name twice. Names that differ only in case are different names. Not safe to share between threads or processes:
-    each opens its own.
-
-    Args:
-        path: The archive.
-
-    Raises:
-        ArchiveError: If it is damaged, cut off, no ZIP archive, or refused; names the file, and the entry.
+    Opening refuses, with an `ArchiveError` that names the file and the entry, what an honest archive of images never
+    has: more or larger entries than the constants above allow, entries that overlap, compress too well, or are
+    encrypted, links, names that lead out of a folder, the same name twice. Names that differ in case alone differ.
+    Not safe to share between threads or processes: each opens it again.
 
     Example:
         >>> import tempfile
@@ -79,14 +73,7 @@ class PlateArchive:
         return list(self._entries)
 
     def read(self, name: str) -> bytes:
-        """Read one file.
-
-        Args:
-            name: The full name, or the part after the last `/` where only one file ends in it.
-
-        Raises:
-            ArchiveError: If there is no such file, more than one, or it is damaged (its CRC-32 is checked).
-        """
+        """Read one file by its full name, or by what follows the last `/` if that is unique; checks the CRC-32."""
         entry = self._entries.get(name)
         if entry is None:
             entries = self._by_base_name.get(name, [])
@@ -111,6 +98,7 @@ class BoundedReader(BufferedReader):
     limit = MAX_DIRECTORY_BYTES
 
     def read(self, size: int | None = -1) -> bytes:
+        """As many bytes as are asked for, if they are not too many."""
         if size is None or size < 0:
             size = 1 << 17  # zipfile looks for the end record in the last 64 KiB
         if size > self.limit:

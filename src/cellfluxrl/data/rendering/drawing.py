@@ -9,7 +9,7 @@ import numpy as np
 from cellfluxrl.data.rendering.phenotypes import DMSO_PHENOTYPE, MAX_CELLS, MOA_EFFECTS, REFERENCE_SIZE
 from cellfluxrl.data.rendering.tracing import nucleus_extent
 
-# Smooth random fields by their correlation length in px: what they shape is told where they are used.
+# Smooth random fields by their correlation length in px: what they shape is said where they are used.
 FIELDS = (("warp_row", 3.0), ("warp_column", 3.0), ("coarse", 1.9), ("fine", 0.95))
 
 # Spread between cells of one image: standard deviation of the logarithm.
@@ -44,7 +44,7 @@ class Draws:
 
 
 def draw_random_numbers(indices: range, image_size: int, seed: int) -> Draws:
-    """Take every image's numbers from a generator of its own, in the same order whatever its MoA."""
+    """Take every image's numbers from a separate generator, in the same order whatever its MoA."""
     generators = [np.random.Generator(np.random.SFC64([seed, index])) for index in indices]
     normal = np.stack([g.standard_normal((len(_NORMALS), MAX_CELLS), dtype=np.float32) for g in generators], axis=1)
     uniform = np.stack([g.random((len(_UNIFORMS), MAX_CELLS), dtype=np.float32) for g in generators], axis=1)
@@ -129,7 +129,7 @@ def _place_cells(cells: dict[str, np.ndarray], mean_neighbours: np.ndarray, draw
     return {
         "row": row,
         "column": column,
-        # Where the cell's own centre is, seen from its nucleus.
+        # Where the cell's centre is, relative to its nucleus.
         "offset_row": slack * np.clip(draws.normal["offset_row"], -1.5, 1.5),
         "offset_column": slack * np.clip(draws.normal["offset_column"], -1.5, 1.5),
         "present": np.arange(MAX_CELLS) <= count[:, None],

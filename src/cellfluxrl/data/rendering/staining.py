@@ -13,9 +13,9 @@ _PHOTONS = 1200  # in one unit of fluorescence
 
 def stain(pixels: Pixels, noise: dict[str, np.ndarray]) -> np.ndarray:
     """Fluorescence, (n, 3, H * W), in units of a typical DMSO cell's; background is 0."""
-    nucleus = np.clip((1 - pixels.nucleus_level) * pixels.own("nucleus_radius") + 0.5, 0, 1)  # soft edge of one px
+    nucleus = np.clip((1 - pixels.nucleus_level) * pixels.of_cell("nucleus_radius") + 0.5, 0, 1)  # soft edge of one px
     cell = pixels.inside * np.clip(pixels.depth + 0.3, 0, 1)
-    from_nucleus = np.maximum(pixels.nucleus_level - 1, 0) * pixels.own("nucleus_radius")
+    from_nucleus = np.maximum(pixels.nucleus_level - 1, 0) * pixels.of_cell("nucleus_radius")
     around = np.exp(-from_nucleus / 5)  # the cell is thickest around its nucleus
     dna = _stain_dna(pixels, noise) * nucleus
     tubulin = _stain_tubulin(pixels, noise, around) * (1 - 0.5 * nucleus)
@@ -27,45 +27,45 @@ def _stain_dna(pixels: Pixels, noise: dict[str, np.ndarray]) -> np.ndarray:
     """Chromatin with nucleoli as dark holes; in mitosis a ring of chromosomes around a monopolar spindle."""
     chromatin = noise["fine"] - 2.0 * np.clip(noise["coarse"] - 0.9, 0, 1)
     dome = 1 - 0.3 * pixels.nucleus_level**2
-    interphase = np.maximum(dome, 0.3) * (1 + pixels.own("dna_texture") * chromatin)
+    interphase = np.maximum(dome, 0.3) * (1 + pixels.of_cell("dna_texture") * chromatin)
     ring = 0.3 + np.exp(-(((pixels.nucleus_level - 0.68) / 0.25) ** 2))
-    shape = np.where(pixels.own("mitotic") > 0, ring * (1 + 0.15 * noise["fine"]), interphase)
-    return pixels.own("dna_brightness") * np.maximum(shape, 0.1)
+    shape = np.where(pixels.of_cell("mitotic") > 0, ring * (1 + 0.15 * noise["fine"]), interphase)
+    return pixels.of_cell("dna_brightness") * np.maximum(shape, 0.1)
 
 
 def _stain_tubulin(pixels: Pixels, noise: dict[str, np.ndarray], around: np.ndarray) -> np.ndarray:
     """Crossing spirals of filaments that leave the nucleus, thick bundles, and an aggregate beside the nucleus."""
     # From the centrosome, which lies beside the nucleus' centre.
-    row = pixels.row - 0.6 * pixels.own("nucleus_radius") * np.sin(pixels.own("aggregate_angle"))
-    column = pixels.column - 0.6 * pixels.own("nucleus_radius") * np.cos(pixels.own("aggregate_angle"))
+    row = pixels.row - 0.6 * pixels.of_cell("nucleus_radius") * np.sin(pixels.of_cell("aggregate_angle"))
+    column = pixels.column - 0.6 * pixels.of_cell("nucleus_radius") * np.cos(pixels.of_cell("aggregate_angle"))
     distance, angle = np.sqrt(row**2 + column**2), np.arctan2(row, column)
-    phase, sway = pixels.own("phase"), noise["warp_row"] + 0.8 * noise["coarse"]
+    phase, sway = pixels.of_cell("phase"), noise["warp_row"] + 0.8 * noise["coarse"]
     fine = 0.35 + 0.85 * (
         _ridge(11 * angle + 0.50 * distance + phase + 1.5 * sway)
         + _ridge(8 * angle - 0.60 * distance - phase + 1.5 * noise["warp_column"])
     )
     bundled = 0.25 + 1.9 * _ridge(5 * angle + 0.22 * distance + phase + 0.8 * sway) ** 2
-    bundling = pixels.own("tubulin_bundling")
+    bundling = pixels.of_cell("tubulin_bundling")
     filaments = (1 - bundling) * fine + bundling * bundled
-    share = pixels.own("tubulin_filaments")
+    share = pixels.of_cell("tubulin_filaments")
     mesh = (1 - share) * (0.9 + 0.1 * noise["coarse"]) + share * filaments
     # Filaments converge on the nucleus, and so more of them overlap there; dissolved ones do not.
     body = mesh * (0.45 + (0.25 + 1.1 * share) * around)
-    aggregate = pixels.own("tubulin_aggregate") * np.exp(-((distance / 3.5) ** 2))
-    aster = 1.2 * pixels.own("mitotic") * np.exp(-(pixels.row**2 + pixels.column**2) / 25)
-    return pixels.own("tubulin_brightness") * (body + aggregate + aster)
+    aggregate = pixels.of_cell("tubulin_aggregate") * np.exp(-((distance / 3.5) ** 2))
+    aster = 1.2 * pixels.of_cell("mitotic") * np.exp(-(pixels.row**2 + pixels.column**2) / 25)
+    return pixels.of_cell("tubulin_brightness") * (body + aggregate + aster)
 
 
 def _stain_actin(pixels: Pixels, noise: dict[str, np.ndarray], around: np.ndarray) -> np.ndarray:
     """A rim under the membrane, stress fibres along the cell's axis, and clumps."""
-    angle = pixels.own("cell_angle")
+    angle = pixels.of_cell("cell_angle")
     across = pixels.row * np.cos(angle) - pixels.column * np.sin(angle)
-    fibres = _ridge(2.0 * across + 0.7 * noise["warp_row"] + pixels.own("phase"))
-    strength = pixels.own("actin_fibres") * np.clip(0.4 + 0.5 * noise["coarse"], 0, 1.2)  # fibres come in sheets
+    fibres = _ridge(2.0 * across + 0.7 * noise["warp_row"] + pixels.of_cell("phase"))
+    strength = pixels.of_cell("actin_fibres") * np.clip(0.4 + 0.5 * noise["coarse"], 0, 1.2)  # fibres come in sheets
     body = (0.4 + 0.35 * around) * (1 + 0.12 * noise["fine"]) * (1 - 0.5 * strength + 1.5 * strength * fibres)
-    cortex = pixels.own("actin_cortex") * np.exp(-((pixels.depth / 1.4) ** 2)) * (1 + 0.25 * noise["coarse"])
-    clumps = pixels.own("actin_clumps") * np.clip(noise["coarse"] - 0.6, 0, 1.5)
-    return pixels.own("actin_brightness") * np.maximum(body + cortex + clumps, 0)
+    cortex = pixels.of_cell("actin_cortex") * np.exp(-((pixels.depth / 1.4) ** 2)) * (1 + 0.25 * noise["coarse"])
+    clumps = pixels.of_cell("actin_clumps") * np.clip(noise["coarse"] - 0.6, 0, 1.5)
+    return pixels.of_cell("actin_brightness") * np.maximum(body + cortex + clumps, 0)
 
 
 def _ridge(phase: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from cellfluxrl.data.rendering.phenotypes import MAX_CELLS, REFERENCE_SIZE
 class Pixels:
     """What the stains need to know at each pixel, (n, H * W), of the cell that owns it."""
 
-    cells: dict[str, np.ndarray]  # (n, MAX_CELLS), by `owner` of a pixel: see `own`
+    cells: dict[str, np.ndarray]  # (n, MAX_CELLS), by `owner` of a pixel: see `of_cell`
     owner: np.ndarray  # index of the cell
     inside: np.ndarray  # in a visible cell, else background
     in_nucleus: np.ndarray
@@ -23,7 +23,7 @@ class Pixels:
     nucleus_level: np.ndarray  # 0 at the nucleus' centre (or its lobes'), 1 at its edge
     visible: np.ndarray  # (n, MAX_CELLS)
 
-    def own(self, name: str) -> np.ndarray:
+    def of_cell(self, name: str) -> np.ndarray:
         """A cell's value at each of its pixels."""
         return _at_owner(self.cells[name], self.owner)
 
@@ -104,6 +104,7 @@ def lobe_radius(lobing: np.ndarray) -> np.ndarray:
 
 
 def nucleus_extent(cells: dict[str, np.ndarray]) -> np.ndarray:
+    """How far a nucleus reaches along its long axis, in nucleus radii."""
     return (lobe_radius(cells["nucleus_lobing"]) + cells["nucleus_lobing"]) * np.sqrt(cells["nucleus_elongation"])
 
 

@@ -25,15 +25,7 @@ SOURCES = {
 
 
 def make_source(name: str, **settings: Any) -> Source:
-    """Build a source by name.
-
-    Args:
-        name: One of `SOURCES`.
-        settings: Arguments of its class; those that are `None` are left to their defaults.
-
-    Raises:
-        ValueError: For an unknown source, or a setting that it does not take or lacks.
-    """
+    """Build the source of this name; settings that are `None` are left to the defaults of its class."""
     if name not in SOURCES:
         raise unknown_name("source", name, SOURCES)
     given = {key: value for key, value in settings.items() if value is not None}

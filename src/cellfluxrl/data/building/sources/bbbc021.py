@@ -8,14 +8,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from cellfluxrl.data.building.bbbc021_index import read_index
+from cellfluxrl.data.building.bbbc021_index import URL, read_index
 from cellfluxrl.data.building.cutting import CropSettings, ImageFile, cut_plate
 from cellfluxrl.data.building.downloads import ArchiveError, download, read_checksums, verified_download
 from cellfluxrl.data.building.zip_archive import PlateArchive
 from cellfluxrl.data.cells import Cells, Map, PlateLog, chosen_plates
 from cellfluxrl.data.schema import CHANNEL_NAMES
 
-BASE_URL = "https://data.broadinstitute.org/bbbc/BBBC021/"
 TABLES = ("BBBC021_v1_image.csv", "BBBC021_v1_moa.csv", "BBBC021_v1_compound.csv")
 NUCLEUS_DIAMETER = 32.0
 
@@ -40,12 +39,13 @@ class PublishedArchives:
         self,
         data_dir: str | Path,
         plates: Sequence[str] | None = None,
-        labelled_only: bool = False,
         crop_size: int = 96,
         image_size: int | None = None,
         nucleus_diameter: float = NUCLEUS_DIAMETER,
-        base_url: str = BASE_URL,
+        base_url: str = URL,
         checksums: str | Path | None = None,
+        *,
+        labelled_only: bool = False,
     ):
         self.folder = Path(data_dir)
         self.base_url = base_url.rstrip("/") + "/"
@@ -72,7 +72,7 @@ class PublishedArchives:
         """Download a file that is not there; check one that is."""
         path = self.folder / name
         if path.is_file() and (name.startswith(TABLES) or not os.access(self.folder, os.W_OK)):
-            # Its checksum cannot be noted down, and that of a table need not be.
+            # Its checksum cannot be recorded, and that of a table need not be.
             return download(self.base_url + name, path, self.checksums.get(name))
         return verified_download(self.base_url + name, self.folder, self.checksums)
 

@@ -22,8 +22,10 @@ ARRAYS = ("image", "well", "site", "fov", "cell", "compound", "concentration", "
 
 
 class CropFolder:
-    """Raw crops, one `PLATE.npz` a plate: `image` uint16 (N, H, W, 3) in the order DNA, beta-tubulin, actin, and per
-    crop `well`, `site`, `fov` (the field of view), `cell`, `compound`, `concentration` (uM) and `replicate`.
+    """Raw crops of BBBC021, one `PLATE.npz` a plate.
+
+    Each holds `image`, uint16 (N, H, W, 3) in the order DNA, beta-tubulin, actin, and per crop `well`, `site`, `fov`
+    (the field of view), `cell`, `compound`, `concentration` (uM) and `replicate`.
 
     Args:
         data_dir: The folder.

@@ -1,8 +1,7 @@
-"""Anybody's plates: a table of images on disk."""
+"""Plates of anybody: a table of images on disk."""
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +16,7 @@ from cellfluxrl.data.compounds import CONTROL, known_compounds
 from cellfluxrl.data.splits import PUBLISHED_SPLITS, batch_of
 from cellfluxrl.data.tables import (
     check_filled,
+    check_known,
     check_names,
     check_same,
     check_smiles,
@@ -100,10 +100,10 @@ class PlateFolder:
         fields = self.fields[self.fields["plate"] == plate]
         images = fields["images"].tolist()
         for cells in cut_plate(fields, images, self.crop_settings, scratch, log, map, progress):
+            rows = cells.rows
             if "split" in fields:
-                split = cells.rows["field"].map(fields.set_index("field")["split"])
-                cells = dataclasses.replace(cells, rows=cells.rows.assign(split=split))
-            yield cells
+                rows = rows.assign(split=rows["field"].map(fields.set_index("field")["split"]))
+            yield Cells(cells.images, rows)
 
 
 def _channel_names(columns: list[str], path: Path) -> tuple[str, ...]:
@@ -144,8 +144,7 @@ def _fields(table: pd.DataFrame, channel_names: tuple[str, ...], control: str, p
     if "batch" not in table:
         table["batch"] = table["plate"].map(batch_of)
     if "split" in table:
-        allowed = ", ".join(PUBLISHED_SPLITS)
-        refuse(table, path, "split", ~table["split"].isin(list(PUBLISHED_SPLITS)), f"not one of {allowed}")
+        check_known(table, path, "split", PUBLISHED_SPLITS)
     _add_chemistry(table, path)
 
     check_unique(table, path, ["plate", "well", "site"])
@@ -172,7 +171,7 @@ def _add_chemistry(table: pd.DataFrame, path: Path) -> None:
     table["smiles"] = table["smiles"].mask(table["smiles"] == "", known)
     check_smiles(table, path, "smiles")
     treated_as_control = ~table["is_control"] & (table["moa"] == CONTROL)
-    refuse(table, path, "moa", treated_as_control, "is the mechanism of controls, and the compound is none")
+    refuse(table, path, "moa", treated_as_control, "is the mechanism of controls, and the compound is not the control")
     table.loc[table["is_control"], "moa"] = CONTROL
 
 

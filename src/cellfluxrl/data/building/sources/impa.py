@@ -16,6 +16,7 @@ from cellfluxrl.data.schema import CHANNEL_NAMES
 from cellfluxrl.data.splits import PUBLISHED_SPLITS
 from cellfluxrl.data.tables import (
     check_filled,
+    check_known,
     check_same,
     check_smiles,
     check_text,
@@ -24,7 +25,6 @@ from cellfluxrl.data.tables import (
     read_table,
     refuse,
 )
-from cellfluxrl.errors import unknown_name
 from cellfluxrl.files import contained_path, file_sha256
 
 COLUMNS = ("SAMPLE_KEY", "BATCH", "CPD_NAME", "SMILES", "DOSE", "ANNOT", "STATE", "SPLIT")
@@ -114,14 +114,11 @@ def _cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
     # IMPA's has the plate; others have its two halves in BATCH and PLATE.
     for_this_plate = (table["BATCH"] == plate) | (table["BATCH"] == parts[0]) | (table["BATCH"] == parts[1])
     refuse(table, path, "BATCH", ~for_this_plate, "not the plate of the SAMPLE_KEY")
-    for line, state in table["STATE"].drop_duplicates().items():
-        if state not in STATES:
-            raise unknown_name(f"STATE in {path}, line {line}:", state, STATES)
+    check_known(table, path, "STATE", STATES)
     is_control = table["STATE"].map(STATES).astype(bool)
     contradicts = is_control != (table["CPD_NAME"] == CONTROL)
     refuse(table, path, "STATE", contradicts, f"contradicts CPD_NAME, as the controls are those of {CONTROL}")
-    allowed = ", ".join(PUBLISHED_SPLITS)
-    refuse(table, path, "SPLIT", ~table["SPLIT"].isin(list(PUBLISHED_SPLITS)), f"not one of {allowed}")
+    check_known(table, path, "SPLIT", PUBLISHED_SPLITS)
     refuse(table, path, "ANNOT", ~is_control & (table["ANNOT"] == CONTROL), "the mechanism of controls")
     known = table["CPD_NAME"].map(known_compounds()["smiles"]).fillna("")
     structures = table[["CPD_NAME"]].assign(SMILES=table["SMILES"].mask(is_control | (table["SMILES"] == ""), known))
@@ -152,7 +149,7 @@ def _cells(table: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def _join(cells: pd.DataFrame, index: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """Take well, site, replicate and the field's name from the image set's own index, and compare the rest."""
+    """Take well, site, replicate and the field's name from the index of the image set, and compare the rest."""
     keys = ["table_number", "image_number"]
     images = index.set_index(keys).reindex(pd.MultiIndex.from_frame(cells[keys])).set_index(cells.index)
     refuse(cells, path, "key", images["plate"].isna(), f"{IMAGE_TABLE} has no such TableNumber and ImageNumber")

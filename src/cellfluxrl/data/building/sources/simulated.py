@@ -30,7 +30,7 @@ class SimulatedPlates:
         image_size: Height and width of the crops.
         cells_per_moa: Treated cells of each MoA over all plates.
         controls_per_plate: DMSO cells of each plate.
-        num_plates: Plates, each with its own intensity, blur and background.
+        num_plates: Plates, each with an intensity, blur and background.
         seed: Everything depends on it.
     """
 
