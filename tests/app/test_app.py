@@ -199,8 +199,8 @@ def pickled(path: Path, _image: np.ndarray) -> None:
 
 
 BAD_UPLOADS = {
-    "notes.png": (lambda path, image: path.write_text("these are notes, and no image"), "no PNG"),
-    "notes.tif": (lambda path, image: path.write_text("these are notes, and no image"), "no TIFF"),
+    "notes.png": (lambda path, image: path.write_text("these are notes, and no image"), "not a PNG"),
+    "notes.tif": (lambda path, image: path.write_text("these are notes, and no image"), "not a TIFF"),
     "cut.tiff": (cut, "truncated|damaged|beyond|corrupt"),
     "empty.png": (lambda path, image: path.write_bytes(b""), "empty"),
     "five.npy": (lambda path, image: np.save(path, np.concatenate([image, image[:2]])), r"5, 16, 16"),
@@ -441,7 +441,7 @@ def test_the_cells_are_shown_with_their_names_and_scores(models, result):
 def test_messages_escape_what_they_quote_and_keep_the_excerpt():
     shown = views.alert("cannot read <x>\n    CC(\n      ^", "Try again.")
     assert "<p>Cannot read &lt;x&gt;</p><pre>    CC(\n      ^</pre><p>Try again.</p>" in shown
-    assert "<p>notes.png: no PNG</p>" in views.alert("notes.png: no PNG")
+    assert "<p>notes.png: not a PNG</p>" in views.alert("notes.png: not a PNG")
 
 
 def test_downloads_hold_the_images_as_they_are_and_every_score(models, result, tmp_path):

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from cellfluxrl.flow.paths import PathSample
 from cellfluxrl.training.condition_use import condition_use
 
 
@@ -19,7 +20,8 @@ class Toy(torch.nn.Module):
 def use_of(model, condition, generator):
     sample = torch.zeros(len(condition), 3, 4, 4)
     velocity = 1 + condition[:, 0].view(-1, 1, 1, 1) + 0.1 * torch.randn(sample.shape, generator=generator)
-    return condition_use(model, sample, torch.zeros(len(condition)), condition, velocity, generator)
+    path = PathSample(sample, sample + velocity, torch.zeros(len(condition)))
+    return condition_use(model, path, condition, generator)
 
 
 def test_a_network_that_ignores_the_compound_is_found_out(generator):

@@ -144,7 +144,7 @@ def test_what_is_not_a_whole_checkpoint_is_not_found(tmp_path):
     leave_a_partial_checkpoint(tmp_path, 5)
     (tmp_path / "checkpoint-best").mkdir()
     assert find_checkpoint(tmp_path, "latest") is None
-    with pytest.raises(FileNotFoundError, match=r"not a checkpoint.*there: none"):
+    with pytest.raises(FileNotFoundError, match=r"not a checkpoint.*has: none"):
         find_checkpoint(tmp_path, str(tmp_path / "checkpoint-best"))
 
 

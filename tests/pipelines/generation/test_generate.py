@@ -296,7 +296,7 @@ def test_what_cannot_be_read_is_counted_and_named(run, caplog):
     np.save("mixed/empty.npy", np.zeros((0, 3, 16, 16), np.uint8))
     run(f"generate mixed {BASE} --compounds taxol")
     assert "3 controls cannot be used, and are skipped:" in caplog.text
-    assert "bad.png: damaged, or no PNG" in caplog.text
+    assert "bad.png: damaged, or not a PNG" in caplog.text
     assert "large.png: (24, 24) pixels, the rewards were fitted on (16, 16)" in caplog.text
     assert len(pd.read_parquet("out/generated.parquet")) == 4
     assert [line.split(":")[0] for line in json.loads(Path("out/provenance.json").read_text())["skipped"]] == [
