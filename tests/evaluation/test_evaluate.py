@@ -137,7 +137,7 @@ def test_a_model_with_one_sample_takes_no_part_in_best_of_n(images, evaluators):
 
 def test_a_suite_of_other_rewards_has_its_own_columns(images, evaluators):
     brightness = Reward(
-        "mean_brightness",
+        "brightness_of_pixels",
         statistic=lambda seen: seen.images.mean((1, 2, 3)),
         description="mean intensity",
     )
@@ -147,9 +147,9 @@ def test_a_suite_of_other_rewards_has_its_own_columns(images, evaluators):
     )
     own = Evaluators(suite, evaluators.extractor, evaluators.segmenter, evaluators.judge)
     found = evaluate(Images(**{**vars(images), "training": None}), own)
-    assert list(found.columns)[:3] == ["containment", "mean_brightness", "combined"]
-    assert found.columns["mean_brightness"].note == "mean intensity"
-    assert found.rows["dark"]["mean_brightness"].high < found.rows["good"]["mean_brightness"].low
+    assert list(found.columns)[:3] == ["containment", "brightness_of_pixels", "combined"]
+    assert found.columns["brightness_of_pixels"].note == "mean intensity"
+    assert found.rows["dark"]["brightness_of_pixels"].high < found.rows["good"]["mean_brightness"].low
 
 
 def test_one_candidate_is_no_choice_and_no_row(images, evaluators):
