@@ -149,7 +149,7 @@ def test_a_suite_of_other_rewards_has_its_own_columns(images, evaluators):
     found = evaluate(Images(**{**vars(images), "training": None}), own)
     assert list(found.columns)[:3] == ["containment", "brightness_of_pixels", "combined"]
     assert found.columns["brightness_of_pixels"].note == "mean intensity"
-    assert found.rows["dark"]["brightness_of_pixels"].high < found.rows["good"]["mean_brightness"].low
+    assert found.rows["dark"]["brightness_of_pixels"].high < found.rows["good"]["brightness_of_pixels"].low
 
 
 def test_one_candidate_is_no_choice_and_no_row(images, evaluators):
