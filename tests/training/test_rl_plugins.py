@@ -17,14 +17,14 @@ PLUGIN = """
     import torch
     from cellfluxrl import Reward
 
-    change = Reward("change", statistic=lambda seen: (seen.images - seen.control).mean((1, 2, 3)), title="Brightening")
-    known = Reward("known", score=lambda seen: torch.tensor([float(bool(name)) for name in seen.compound]))
+    change = Reward("change_in_rl", statistic=lambda seen: (seen.images - seen.control).mean((1, 2, 3)))
+    known = Reward("known_in_rl", score=lambda seen: torch.tensor([float(bool(name)) for name in seen.compound]))
 """
 DOSE = """
     import torch
     from cellfluxrl import Reward
 
-    dose = Reward("log_dose", score=lambda seen: torch.log10(1 + seen.concentration))
+    dose = Reward("log_dose_in_rl", score=lambda seen: torch.log10(1 + seen.concentration))
 """
 
 
@@ -69,9 +69,9 @@ def run(simulated_cells, pipeline, suite, tmp_path, on_the_path):
 
 
 def test_a_change_to_the_control_is_post_trained_for(run, tmp_path):
-    trained = run(plugins=[MODULE, DOSED], reward_weights="change=1", reward_form="deviation")
-    assert {"moa", "roundness", "change", "log_dose", "known"} < set(trained.rewards.weights)
-    assert trained.rewards.looks_at["change"] == {"control"}
+    trained = run(plugins=[MODULE, DOSED], reward_weights="change_in_rl=1", reward_form="deviation")
+    assert {"moa", "roundness", "change_in_rl", "log_dose_in_rl", "known_in_rl"} < set(trained.rewards.weights)
+    assert trained.rewards.looks_at["change_in_rl"] == {"control"}
     assert CellFluxRLPipeline.from_pretrained(tmp_path / "run").rewards.config.plugins == [MODULE, DOSED]
 
 
@@ -87,11 +87,11 @@ def test_the_best_candidate_is_that_of_the_largest_change(run, controls, generat
     every = generate(num_images_per_control=4)
     suite, k = trained.rewards, trained.rewards.moas.index(moa)
     change = (every.images - controls.repeat_interleave(4, dim=0)).mean(dim=(1, 2, 3))
-    expected = -((change - suite.mean[k, suite.statistic_names.index("change")]).abs()) / suite.std[k, -2]
-    torch.testing.assert_close(every.rewards["change"], expected, rtol=1e-3, atol=1e-3)
-    best = generate(best_of_n=4, selection_reward="change")
-    torch.testing.assert_close(best.rewards["change"], every.rewards["change"].view(3, 4).amax(dim=1))
-    assert best.selected.tolist() == every.rewards["change"].view(3, 4).argmax(dim=1).tolist()
+    expected = -((change - suite.mean[k, suite.statistic_names.index("change_in_rl")]).abs()) / suite.std[k, -2]
+    torch.testing.assert_close(every.rewards["change_in_rl"], expected, rtol=1e-3, atol=1e-3)
+    best = generate(best_of_n=4, selection_reward="change_in_rl")
+    torch.testing.assert_close(best.rewards["change_in_rl"], every.rewards["change_in_rl"].view(3, 4).amax(dim=1))
+    assert best.selected.tolist() == every.rewards["change_in_rl"].view(3, 4).argmax(dim=1).tolist()
 
 
 def test_what_a_pipeline_is_not_told_is_not_scored_and_said(run, controls, generators, caplog):
@@ -100,10 +100,10 @@ def test_what_a_pipeline_is_not_told_is_not_scored_and_said(run, controls, gener
     settings = {"compound": "taxol", "num_inference_steps": 1, "output_type": "pt"}
     output = trained(controls, generator=generators(0, 1, 2), **settings)
     assert output.rewards is None
-    assert "the images are not scored: reward 'log_dose' looks at the concentration of each image" in caplog.text
-    with pytest.raises(ValueError, match="reward 'log_dose' looks at the concentration"):
+    assert "the images are not scored: reward 'log_dose_in_rl' looks at the concentration of each image" in caplog.text
+    with pytest.raises(ValueError, match="reward 'log_dose_in_rl' looks at the concentration"):
         trained(controls, best_of_n=2, generator=generators(*range(6)), **settings)
-    with pytest.raises(ValueError, match="reward 'log_dose' looks at the concentration"):
+    with pytest.raises(ValueError, match="reward 'log_dose_in_rl' looks at the concentration"):
         trained(controls, moa="DNA damage", generator=generators(0, 1, 2), **settings)
 
 
@@ -114,7 +114,7 @@ def test_every_process_imports_the_plugin(scripts, rl_inputs, path, log_of, monk
     folder = scripts.folder / "plugins_rl"
     options = ("--max_train_steps", 2, "--reward_workers", 1, "--plugins", MODULE)
     scripts.two_processes("rl", folder, *rl_inputs, *options)
-    assert all(row["non_finite_rewards"] == 0 and "reward/change" in row for row in log_of(folder))
+    assert all(row["non_finite_rewards"] == 0 and "reward/change_in_rl" in row for row in log_of(folder))
     again = (*scripts.script("rl", scripts.folder / "again"), *rl_inputs[:2], "--rewards", folder / "rewards")
     result = scripts.finish(scripts.start(sys.executable, *again, "--max_train_steps", 1))
     assert result.returncode != 0
