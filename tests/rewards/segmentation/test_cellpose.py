@@ -462,11 +462,14 @@ def test_masks_are_those_of_a_loop_of_eval(trained, segmenter, image_size):
 @pytest.mark.slow
 def test_trained_masks_do_not_depend_on_the_batch(segmenter):
     images, _, _ = simulated_crops(16, seed=96)
-    together = segmenter(images)
-    for batch_size in (1, 5):
-        parts = dataclasses.replace(segmenter, batch_size=batch_size)(images)
-        assert precision(together.nuclei, parts.nuclei, overlap=0.9) > 0.97
-        assert precision(together.cells, parts.cells, overlap=0.9) > 0.97
+    # Some processors round bfloat16 otherwise in other batches, which moves the borders of a few masks.
+    for bfloat16, overlap in ((False, 0.9), (True, 0.5)):
+        whole = dataclasses.replace(segmenter, bfloat16=bfloat16)
+        together = whole(images)
+        for batch_size in (1, 5):
+            parts = dataclasses.replace(whole, batch_size=batch_size)(images)
+            assert precision(together.nuclei, parts.nuclei, overlap=overlap) > 0.97
+            assert precision(together.cells, parts.cells, overlap=overlap) > 0.97
 
 
 @pytest.mark.slow

@@ -26,4 +26,4 @@ def summary(results: Results) -> str:
 def _table(corner: str, lines: dict[str, dict[str, str]], columns: list[str] | None = None) -> str:
     table = pd.DataFrame.from_dict(lines, orient="index")
     table = table.reindex(columns=columns) if columns else table
-    return text_table(table.fillna(MISSING).rename_axis(corner).reset_index())
+    return text_table(table.astype(object).fillna(MISSING).rename_axis(corner).reset_index())
